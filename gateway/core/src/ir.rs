@@ -1,0 +1,713 @@
+//! The intermediate representation: what a configuration means, whatever language it came in.
+//!
+//! Sources (a directory, a cluster, xDS) are translated to this; `compile` turns it into a [`crate::Snapshot`]. Everything
+//! is immutable and shared by `Arc`, and the big tables are persistent maps, so that a changed route costs what a route
+//! costs. Equality is by value: an equal `Config` publishes nothing. There is no IO here and no Kubernetes vocabulary
+//! beyond names.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use imbl::OrdMap;
+use ipnet::IpNet;
+
+/// A namespaced object's name, with its kind where several kinds share a table.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    /// `HTTPRoute`, `Pool`, `Service`, ...
+    pub kind: &'static str,
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+    }
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config {
+    /// Listeners by key.
+    pub listeners: OrdMap<ListenerKey, Arc<Listener>>,
+    /// HTTPRoute and GRPCRoute objects by name.
+    pub routes: OrdMap<ObjectKey, Arc<Route>>,
+    /// Pools by key.
+    pub pools: OrdMap<PoolKey, Arc<Pool>>,
+    /// Authorization policies by name.
+    pub policies: OrdMap<ObjectKey, Arc<Policy>>,
+}
+
+/// Which entries may differ from the configuration compiled before. A source that does not know says [`Touched::All`].
+/// Naming too much costs time; naming too little is a bug of the source (a property test guards it).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Touched {
+    /// Compare everything.
+    All,
+    /// Only routes with these keys; any change of listeners, pools and policies is found by comparison (there are few).
+    Routes(Vec<ObjectKey>),
+}
+
+/// A Gateway's listener: `(gateway namespace, gateway name, section name)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerKey {
+    /// The Gateway's namespace.
+    pub namespace: Arc<str>,
+    /// The Gateway's name.
+    pub gateway: Arc<str>,
+    /// The listener's name in the Gateway.
+    pub name: Arc<str>,
+}
+
+impl std::fmt::Display for ListenerKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}/{}", self.namespace, self.gateway, self.name)
+    }
+}
+
+/// One listener. Several listeners may share a port: they are told apart by host name (and by SNI on TLS).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listener {
+    /// Its key.
+    pub key: ListenerKey,
+    /// Addresses to bind, already resolved; `[::]:port` means all interfaces of both families.
+    pub addresses: Vec<SocketAddr>,
+    /// Which host names it takes; `None` is all.
+    pub hostname: Option<Hostname>,
+    /// TLS, if the listener terminates it.
+    pub tls: Option<Arc<ListenerTls>>,
+    /// How much of X-Forwarded-For to believe and such.
+    pub client: ClientTrust,
+    /// Labels of the gateway workload, which AuthorizationPolicy selectors look at.
+    pub labels: Arc<[(Arc<str>, Arc<str>)]>,
+}
+
+/// How the client's address is found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientTrust {
+    /// How many proxies in front of us append to X-Forwarded-For (Envoy: `xff_num_trusted_hops`).
+    pub trusted_hops: u32,
+}
+
+/// TLS termination.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenerTls {
+    /// Certificates in order of preference.
+    pub certificates: Vec<Arc<Certificate>>,
+    /// TLS 1.2 is refused if set.
+    pub min_tls13: bool,
+}
+
+/// A certificate with its key, as given. Parsing happens where TLS is set up; a bad one spoils its listener only.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Where it came from, for messages: `Secret default/shop-tls`.
+    pub origin: Arc<str>,
+    /// PEM chain, leaf first.
+    pub chain_pem: Arc<[u8]>,
+    /// PEM key.
+    pub key_pem: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for Certificate {
+    // The key must never reach a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("origin", &self.origin).finish_non_exhaustive()
+    }
+}
+
+/// A host name pattern in lower case.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hostname {
+    /// `shop.example.com`
+    Exact(Arc<str>),
+    /// `*.example.com`, stored as `example.com`. Matches one or more labels in front (Gateway API).
+    Wildcard(Arc<str>),
+}
+
+impl std::fmt::Display for Hostname {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(h) => f.write_str(h),
+            Self::Wildcard(h) => write!(f, "*.{h}"),
+        }
+    }
+}
+
+impl Hostname {
+    /// Whether a host (lower case, no port) fits.
+    pub fn matches(&self, host: &str) -> bool {
+        match self {
+            Self::Exact(h) => **h == *host,
+            Self::Wildcard(suffix) => {
+                host.strip_suffix(&**suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+            }
+        }
+    }
+}
+
+/// One HTTPRoute or GRPCRoute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    /// Its name.
+    pub key: ObjectKey,
+    /// Seconds since the epoch; older routes win ties (Gateway API). Objects without one count as newest.
+    pub created: Option<i64>,
+    /// To which listeners it is attached, and under which host names there (already intersected).
+    pub attachments: Vec<Attachment>,
+    /// Its rules in order.
+    pub rules: Vec<Arc<Rule>>,
+}
+
+/// A route on a listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// The listener.
+    pub listener: ListenerKey,
+    /// The host names; `None` inside is "any host".
+    pub hostnames: Vec<Option<Hostname>>,
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    /// `default/shop`, `default/shop/checkout` for a named rule, else `default/shop#1`: the rule's identity in logs, metrics and split state.
+    pub id: Arc<str>,
+    /// What it takes; any one suffices. Never empty: a rule without matches has one that takes everything.
+    pub matches: Vec<Match>,
+    /// Filters in order.
+    pub filters: Vec<Filter>,
+    /// Where it sends.
+    pub backends: Vec<Backend>,
+    /// Timeouts.
+    pub timeouts: Timeouts,
+    /// Retry.
+    pub retry: Option<Retry>,
+    /// Stickiness.
+    pub split: Option<Arc<SplitPolicy>>,
+    /// A GRPCRoute's rule: refusals are gRPC statuses.
+    pub grpc: bool,
+}
+
+/// All conditions must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Match {
+    /// The path.
+    pub path: PathMatch,
+    /// The method.
+    pub method: Option<Arc<str>>,
+    /// Header conditions; names in lower case, each name once.
+    pub headers: Vec<(Arc<str>, ValueMatch)>,
+    /// Query conditions, each name once.
+    pub query: Vec<(Arc<str>, ValueMatch)>,
+}
+
+/// A condition on the path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(Arc<str>),
+    /// By path element: `/a` takes `/a` and `/a/b`, not `/ab`. Stored without a trailing `/` except for `/` itself.
+    Prefix(Arc<str>),
+    /// A regular expression that must match the whole path.
+    Regex(Arc<str>),
+}
+
+impl Default for PathMatch {
+    fn default() -> Self {
+        Self::Prefix("/".into())
+    }
+}
+
+/// A condition on a value.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ValueMatch {
+    /// Equal.
+    Exact(Arc<str>),
+    /// A regular expression that must match the whole value.
+    Regex(Arc<str>),
+}
+
+/// What a rule does to a request or its response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Filter {
+    /// Changes request headers.
+    RequestHeaders(Arc<HeaderEdit>),
+    /// Changes response headers.
+    ResponseHeaders(Arc<HeaderEdit>),
+    /// Answers with a redirect.
+    Redirect(Arc<Redirect>),
+    /// Changes host or path.
+    Rewrite(Arc<Rewrite>),
+    /// Sends a copy elsewhere.
+    Mirror(Arc<Mirror>),
+    /// Cross-origin resource sharing.
+    Cors(Arc<Cors>),
+}
+
+/// Header changes, applied in the order set, add, remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderEdit {
+    /// Replaced or added; names in lower case.
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+    /// Added.
+    pub add: Vec<(Arc<str>, Arc<str>)>,
+    /// Removed.
+    pub remove: Vec<Arc<str>>,
+}
+
+/// A redirect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `http` or `https`; `None` keeps the request's.
+    pub scheme: Option<Arc<str>>,
+    /// The host; `None` keeps the request's.
+    pub hostname: Option<Arc<str>>,
+    /// The path.
+    pub path: Option<PathRewrite>,
+    /// The port; `None` follows Gateway API: the scheme's well-known port if a scheme is given, else the listener's.
+    pub port: Option<u16>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// A rewrite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The new host.
+    pub hostname: Option<Arc<str>>,
+    /// The new path.
+    pub path: Option<PathRewrite>,
+}
+
+/// How a path changes. The query is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathRewrite {
+    /// The whole path.
+    Full(Arc<str>),
+    /// The part that the prefix match took.
+    Prefix(Arc<str>),
+}
+
+/// A mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where to.
+    pub backend: BackendTarget,
+    /// Which share: `numerator` of `denominator`.
+    pub numerator: u32,
+    /// See `numerator`; never 0.
+    pub denominator: u32,
+}
+
+/// CORS as Gateway API has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cors {
+    /// `*`, `https://a.example`, `https://*.example`, in lower case.
+    pub allow_origins: Vec<Arc<str>>,
+    /// Whether credentials are allowed.
+    pub allow_credentials: bool,
+    /// Methods, or `*`.
+    pub allow_methods: Vec<Arc<str>>,
+    /// Request headers, or `*`.
+    pub allow_headers: Vec<Arc<str>>,
+    /// Response headers to expose, or `*`.
+    pub expose_headers: Vec<Arc<str>>,
+    /// Seconds that a preflight's answer may be kept.
+    pub max_age: u32,
+}
+
+/// One weighted backend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    /// Where to.
+    pub target: BackendTarget,
+    /// Its share; 0 gets nothing.
+    pub weight: u32,
+    /// Filters for this backend only.
+    pub filters: Vec<Filter>,
+}
+
+/// A backend, or why there is none. An invalid one keeps its share and answers 500 (Gateway API).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendTarget {
+    /// A pool of the same configuration.
+    Pool(PoolKey),
+    /// Not usable; the text says why, for logs and `explain`.
+    Invalid(Arc<str>),
+}
+
+/// A pool's identity: `Pool default/shop-vms`, `Service default/shop:80`, `Hostname default/shop.legacy:8080`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// The object behind it.
+    pub object: ObjectKey,
+    /// The port that tells pools of one Service apart; 0 for `Pool`.
+    pub port: u16,
+}
+
+impl std::fmt::Display for PoolKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.port {
+            0 => write!(f, "{}", self.object),
+            port => write!(f, "{}:{port}", self.object),
+        }
+    }
+}
+
+/// Timeouts of a rule; `None` is the default of the gateway, zero is "no limit".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the whole request received to the whole response sent.
+    pub request: Option<Duration>,
+    /// One try at a backend, until the whole response head.
+    pub backend_request: Option<Duration>,
+}
+
+/// Retries of a rule (Gateway API `retry`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Tries after the first.
+    pub attempts: u32,
+    /// Pause before a retry.
+    pub backoff: Option<Duration>,
+    /// Response statuses to retry.
+    pub codes: Vec<u16>,
+}
+
+/// Stickiness of a rule's split.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SplitPolicy {
+    /// Its name, for `explain`.
+    pub name: Arc<str>,
+    /// By what; `None` when only `existing` is given.
+    pub sticky: Option<Sticky>,
+    /// Users who carry this cookie stay on that backend.
+    pub existing: Option<ExistingSessions>,
+}
+
+/// What identifies a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sticky {
+    /// A request header.
+    Header(Arc<str>),
+    /// A cookie that the application sets.
+    Cookie(Arc<str>),
+    /// A cookie that the gateway sets.
+    IssuedCookie {
+        /// Its name.
+        name: Arc<str>,
+        /// `Max-Age`; `None` is a session cookie.
+        ttl: Option<Duration>,
+        /// `Path`.
+        path: Arc<str>,
+    },
+    /// The client's address.
+    Source,
+}
+
+/// "Existing sessions stay".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExistingSessions {
+    /// The cookie that marks a session.
+    pub cookie: Arc<str>,
+    /// The index into the rule's backends on which such users stay.
+    pub backend: usize,
+}
+
+/// Endpoints behind one name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pool {
+    /// Its key.
+    pub key: PoolKey,
+    /// Where the endpoints come from.
+    pub endpoints: Endpoints,
+    /// The protocol spoken to them.
+    pub protocol: Protocol,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// Active checks.
+    pub health: Option<Arc<HealthCheck>>,
+    /// Limits and times.
+    pub limits: PoolLimits,
+    /// Istio's labels for the destination in metrics.
+    pub service: ServiceIdentity,
+}
+
+/// Where endpoints come from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Endpoints {
+    /// Given.
+    Static(Vec<Endpoint>),
+    /// Looked up again and again; the source fills them in at run time.
+    Dns(Vec<DnsName>),
+}
+
+/// A name to look up.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DnsName {
+    /// The name.
+    pub host: Arc<str>,
+    /// The port of what it resolves to.
+    pub port: u16,
+    /// Weight of each address.
+    pub weight: u32,
+    /// Zone of each address.
+    pub zone: Option<Arc<str>>,
+    /// How often, at the least, it is looked up again.
+    pub refresh: Duration,
+}
+
+/// One endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its weight; never 0.
+    pub weight: u32,
+    /// Its zone.
+    pub zone: Option<Arc<str>>,
+    /// No new requests; those in flight finish (an operator's drain, or a terminating pod).
+    pub draining: bool,
+    /// The workload behind it, for metrics, if known.
+    pub workload: Option<Arc<str>>,
+}
+
+/// The protocol spoken to a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// HTTP/1.1
+    #[default]
+    Http1,
+    /// HTTP/2 with prior knowledge.
+    Http2,
+    /// As the client: HTTP/2 for an HTTP/2 client, else HTTP/1.1.
+    Auto,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Balance {
+    /// The better of two random ones, by requests in flight.
+    #[default]
+    LeastRequest,
+    /// In turn, smoothly by weight.
+    RoundRobin,
+    /// By chance.
+    Random,
+}
+
+/// An active check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// From the end of one to the start of the next.
+    pub interval: Duration,
+    /// Largest random addition to the interval.
+    pub jitter: Duration,
+    /// Bound of one check.
+    pub timeout: Duration,
+    /// Successes in a row to become healthy.
+    pub healthy: u32,
+    /// Failures in a row to become unhealthy.
+    pub unhealthy: u32,
+    /// What is checked.
+    pub kind: HealthKind,
+}
+
+/// What a check does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HealthKind {
+    /// A TCP connection opens.
+    Tcp,
+    /// A request is answered with an expected status.
+    Http {
+        /// The method.
+        method: Arc<str>,
+        /// The path.
+        path: Arc<str>,
+        /// The Host; `None` is the endpoint's address.
+        host: Option<Arc<str>>,
+        /// Inclusive ranges of statuses.
+        expected: Vec<(u16, u16)>,
+    },
+}
+
+/// Limits and times of a pool. Zero durations mean "no limit".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolLimits {
+    /// Until a connection is open.
+    pub connect_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// Connections per endpoint and worker.
+    pub max_connections: u32,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: Duration::from_secs(60),
+            max_connections: u32::MAX,
+        }
+    }
+}
+
+/// The destination as Istio's standard metrics name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceIdentity {
+    /// `destination_service`: `shop.default.svc.cluster.local`.
+    pub host: Arc<str>,
+    /// `destination_service_name`.
+    pub name: Arc<str>,
+    /// `destination_service_namespace`.
+    pub namespace: Arc<str>,
+    /// `destination_workload`, `unknown` if not known.
+    pub workload: Arc<str>,
+    /// `destination_app`.
+    pub app: Arc<str>,
+    /// `destination_version`.
+    pub version: Arc<str>,
+}
+
+/// An AuthorizationPolicy that applies to listeners. Semantics: Istio's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    /// Its name.
+    pub key: ObjectKey,
+    /// What it does.
+    pub action: PolicyAction,
+    /// `istio.io/dry-run: "true"`: evaluated and reported, not enforced.
+    pub dry_run: bool,
+    /// To which listeners it applies.
+    pub listeners: Vec<ListenerKey>,
+    /// Any one suffices. None at all never matches (so ALLOW without rules denies all).
+    pub rules: Vec<PolicyRule>,
+}
+
+/// What a policy does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PolicyAction {
+    /// Reported only.
+    Audit,
+    /// Refused if matched.
+    Deny,
+    /// Refused unless some ALLOW policy matches, if there are any.
+    Allow,
+}
+
+/// All three parts must hold; an empty part holds always.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyRule {
+    /// Any one suffices.
+    pub from: Vec<PolicySource>,
+    /// Any one suffices.
+    pub to: Vec<PolicyOperation>,
+    /// All must hold.
+    pub when: Vec<PolicyCondition>,
+}
+
+/// Where a request comes from; every non-empty field must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicySource {
+    /// The peer of the connection.
+    pub ip_blocks: Vec<IpNet>,
+    /// Not the peer of the connection.
+    pub not_ip_blocks: Vec<IpNet>,
+    /// The client after X-Forwarded-For.
+    pub remote_ip_blocks: Vec<IpNet>,
+    /// Not the client.
+    pub not_remote_ip_blocks: Vec<IpNet>,
+}
+
+/// What is asked for; every non-empty field must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyOperation {
+    /// Hosts, any one, without regard to case.
+    pub hosts: Vec<StringMatch>,
+    /// None of these.
+    pub not_hosts: Vec<StringMatch>,
+    /// Ports of the listener.
+    pub ports: Vec<u16>,
+    /// None of these.
+    pub not_ports: Vec<u16>,
+    /// Methods.
+    pub methods: Vec<StringMatch>,
+    /// None of these.
+    pub not_methods: Vec<StringMatch>,
+    /// Paths without the query.
+    pub paths: Vec<StringMatch>,
+    /// None of these.
+    pub not_paths: Vec<StringMatch>,
+}
+
+/// One `when`: some of `values` (if any) and none of `not_values`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyCondition {
+    /// The attribute.
+    pub key: ConditionKey,
+    /// Any one.
+    pub values: Vec<ConditionValue>,
+    /// None of these.
+    pub not_values: Vec<ConditionValue>,
+}
+
+/// Attributes that a gateway knows without JWT or mTLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConditionKey {
+    /// `request.headers[name]`, name in lower case.
+    RequestHeader(Arc<str>),
+    /// `source.ip`
+    SourceIp,
+    /// `remote.ip`
+    RemoteIp,
+    /// `destination.ip`
+    DestinationIp,
+    /// `destination.port`
+    DestinationPort,
+    /// `connection.sni`
+    Sni,
+}
+
+/// A value of a condition, of the type that its key has.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ConditionValue {
+    /// Text.
+    String(StringMatch),
+    /// An address range.
+    Ip(IpNet),
+    /// A port.
+    Port(u16),
+}
+
+/// Istio's string patterns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StringMatch {
+    /// Equal.
+    Exact(Arc<str>),
+    /// `abc*`
+    Prefix(Arc<str>),
+    /// `*abc`
+    Suffix(Arc<str>),
+    /// `*`: there, and not empty.
+    Present,
+    /// A path template with `{*}` and `{**}`.
+    Template(Arc<str>),
+}
+
+/// Facts about a request that policies and splits look at and that are not in its head.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionFacts<'a> {
+    /// The peer of the connection.
+    pub peer: IpAddr,
+    /// The client, after trusted X-Forwarded-For.
+    pub client: IpAddr,
+    /// Our address.
+    pub local: SocketAddr,
+    /// The server name of the TLS handshake.
+    pub sni: Option<&'a str>,
+}

@@ -1,0 +1,15 @@
+//! Fieldgate's decisions: which route, which side of a split, which endpoint, what becomes of a head.
+//!
+//! Nothing here does IO, reads a clock or draws randomness: facts, `now` and random numbers are passed in. CI builds the
+//! crate for `wasm32-unknown-unknown` to keep it so.
+
+pub mod balance;
+pub mod filter;
+pub mod head;
+pub mod ir;
+pub mod route;
+pub mod snapshot;
+pub mod split;
+
+pub use head::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
+pub use snapshot::Snapshot;

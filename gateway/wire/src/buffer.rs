@@ -1,0 +1,329 @@
+//! Byte buffers of one worker: borrowed for as long as bytes are in flight, then given back.
+//!
+//! An idle connection holds no buffer, so memory follows the traffic and not the number of connections. A buffer is
+//! zeroed once, when it is allocated, and never again: reads write into initialised memory, which keeps this
+//! module free of `unsafe` at no cost per use. A pool belongs to one thread. It must not limit how many buffers are
+//! out at once; that bound belongs to whoever admits connections and requests.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Buf;
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Size of a buffer unless the pool is told otherwise: one TLS record, or a generous request head.
+pub const DEFAULT_SIZE: usize = 16 * 1024;
+
+/// Buffers kept for reuse unless the pool is told otherwise: 4 MiB of the default size.
+pub const DEFAULT_RETAINED: usize = 256;
+
+/// A worker's stock of equally sized buffers.
+pub struct BufferPool {
+    free: RefCell<Vec<Box<[u8]>>>,
+    size: usize,
+    retained: usize,
+    outstanding: Cell<usize>,
+}
+
+impl BufferPool {
+    /// A pool of buffers of `size` bytes, of which at most `retained` are kept while nobody uses them.
+    pub fn new(size: usize, retained: usize) -> Rc<Self> {
+        assert!(size > 0, "a buffer of no bytes cannot be read into");
+        Rc::new(Self { free: RefCell::default(), size, retained, outstanding: Cell::new(0) })
+    }
+
+    /// An empty buffer of [`BufferPool::size`] bytes, given back when it is dropped.
+    pub fn take(self: &Rc<Self>) -> PooledBuf {
+        let recycled = self.free.borrow_mut().pop();
+        let storage = recycled.unwrap_or_else(|| allocate(self.size));
+        self.outstanding.set(self.outstanding.get() + 1);
+        PooledBuf { storage, start: 0, end: 0, pool: Rc::clone(self) }
+    }
+
+    /// The size of a buffer as it is taken.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Buffers that are in use.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding.get()
+    }
+
+    /// Buffers that wait to be used again.
+    pub fn idle(&self) -> usize {
+        self.free.borrow().len()
+    }
+
+    fn give_back(&self, storage: Box<[u8]>) {
+        self.outstanding.set(self.outstanding.get() - 1);
+        let mut free = self.free.borrow_mut();
+        if storage.len() == self.size && free.len() < self.retained {
+            free.push(storage);
+        }
+    }
+}
+
+impl fmt::Debug for BufferPool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BufferPool")
+            .field("size", &self.size)
+            .field("outstanding", &self.outstanding())
+            .field("idle", &self.idle())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A buffer with bytes that were read and not yet used (`filled`) and room for more (`spare`).
+///
+/// ```text
+/// |  consumed  |  filled  |  spare  |
+/// 0          start       end    capacity
+/// ```
+/// What is consumed becomes room again by [`PooledBuf::compact`], or by itself once nothing is left filled. As a
+/// [`Buf`] it is its filled part.
+pub struct PooledBuf {
+    storage: Box<[u8]>,
+    start: usize,
+    end: usize,
+    pool: Rc<BufferPool>,
+}
+
+impl PooledBuf {
+    /// The bytes that were read and not yet consumed.
+    pub fn filled(&self) -> &[u8] {
+        &self.storage[self.start..self.end]
+    }
+
+    /// The same, to change in place.
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.end]
+    }
+
+    /// Number of filled bytes.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is filled.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Bytes that the buffer holds at most, consumed ones included.
+    pub fn capacity(&self) -> usize {
+        self.storage.len()
+    }
+
+    /// The room after the filled bytes. Its content is whatever was there before.
+    pub fn spare(&mut self) -> &mut [u8] {
+        &mut self.storage[self.end..]
+    }
+
+    /// Size of [`PooledBuf::spare`].
+    pub fn spare_len(&self) -> usize {
+        self.storage.len() - self.end
+    }
+
+    /// Counts the first `count` bytes of the spare part as filled.
+    pub fn fill(&mut self, count: usize) {
+        assert!(count <= self.spare_len(), "filled {count} bytes into {} bytes of room", self.spare_len());
+        self.end += count;
+    }
+
+    /// Drops the first `count` filled bytes.
+    pub fn consume(&mut self, count: usize) {
+        assert!(count <= self.len(), "consumed {count} bytes of {}", self.len());
+        self.start += count;
+        if self.start == self.end {
+            self.clear();
+        }
+    }
+
+    /// Forgets all filled bytes.
+    pub fn clear(&mut self) {
+        self.start = 0;
+        self.end = 0;
+    }
+
+    /// Moves the filled bytes to the front, so that all room is spare.
+    pub fn compact(&mut self) {
+        if self.start > 0 {
+            self.storage.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+    }
+
+    /// Makes room for at least `additional` bytes: by moving if that is enough, else by growing. A grown buffer is
+    /// not kept by the pool.
+    pub fn reserve(&mut self, additional: usize) {
+        if self.spare_len() >= additional {
+            return;
+        }
+        if self.storage.len() - self.len() >= additional {
+            self.compact();
+            return;
+        }
+        let capacity = (self.len() + additional).max(self.storage.len() * 2);
+        let mut grown = allocate(capacity);
+        grown[..self.len()].copy_from_slice(self.filled());
+        self.end = self.len();
+        self.start = 0;
+        self.storage = grown;
+    }
+
+    /// Appends `bytes`, growing where there is no room.
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        self.spare()[..bytes.len()].copy_from_slice(bytes);
+        self.fill(bytes.len());
+    }
+
+    /// Reads once into the spare part. `Ok(0)` is the end of the stream, so there must be room.
+    pub fn poll_read_from<R>(&mut self, cx: &mut Context<'_>, reader: &mut R) -> Poll<io::Result<usize>>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+    {
+        if self.spare_len() == 0 {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, "no room left in the buffer")));
+        }
+        let mut target = ReadBuf::new(&mut self.storage[self.end..]);
+        ready!(Pin::new(reader).poll_read(cx, &mut target))?;
+        let count = target.filled().len();
+        self.fill(count);
+        Poll::Ready(Ok(count))
+    }
+
+    /// Reads once into the spare part. `Ok(0)` is the end of the stream, so there must be room.
+    pub async fn read_from<R>(&mut self, reader: &mut R) -> io::Result<usize>
+    where
+        R: AsyncRead + Unpin + ?Sized,
+    {
+        std::future::poll_fn(|cx| self.poll_read_from(cx, reader)).await
+    }
+}
+
+impl Buf for PooledBuf {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.filled()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.consume(count);
+    }
+}
+
+impl Drop for PooledBuf {
+    fn drop(&mut self) {
+        self.pool.give_back(std::mem::take(&mut self.storage));
+    }
+}
+
+impl fmt::Debug for PooledBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PooledBuf")
+            .field("len", &self.len())
+            .field("spare", &self.spare_len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn allocate(size: usize) -> Box<[u8]> {
+    vec![0; size].into_boxed_slice()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_buffer_is_used_again_and_comes_back_empty() {
+        let pool = BufferPool::new(8, 4);
+        let mut first = pool.take();
+        first.extend_from_slice(b"abc");
+        let address = first.filled().as_ptr();
+        drop(first);
+        assert_eq!((pool.idle(), pool.outstanding()), (1, 0));
+
+        let mut second = pool.take();
+        assert!(second.is_empty());
+        assert_eq!(second.spare().as_ptr(), address);
+        assert_eq!(second.spare_len(), 8);
+        assert_eq!((pool.idle(), pool.outstanding()), (0, 1));
+    }
+
+    #[test]
+    fn the_stock_is_bounded() {
+        let pool = BufferPool::new(8, 2);
+        let taken: Vec<_> = (0..5).map(|_| pool.take()).collect();
+        assert_eq!(pool.outstanding(), 5);
+        drop(taken);
+        assert_eq!((pool.idle(), pool.outstanding()), (2, 0));
+    }
+
+    #[test]
+    fn a_grown_buffer_is_not_kept() {
+        let pool = BufferPool::new(4, 2);
+        let mut buf = pool.take();
+        buf.extend_from_slice(b"abcdefghij");
+        assert_eq!(buf.filled(), b"abcdefghij");
+        drop(buf);
+        assert_eq!((pool.idle(), pool.outstanding()), (0, 0));
+    }
+
+    #[test]
+    fn room_is_found_by_moving_before_growing() {
+        let pool = BufferPool::new(8, 2);
+        let mut buf = pool.take();
+        buf.extend_from_slice(b"abcdef");
+        buf.consume(4);
+        buf.reserve(6);
+        assert_eq!((buf.filled(), buf.spare_len(), buf.capacity()), (b"ef".as_slice(), 6, 8));
+        buf.reserve(7);
+        assert_eq!((buf.filled(), buf.capacity()), (b"ef".as_slice(), 16));
+    }
+
+    #[test]
+    fn consuming_the_last_byte_frees_the_whole_buffer() {
+        let pool = BufferPool::new(4, 2);
+        let mut buf = pool.take();
+        buf.extend_from_slice(b"abcd");
+        Buf::advance(&mut buf, 3);
+        assert_eq!((buf.chunk(), buf.spare_len()), (b"d".as_slice(), 0));
+        buf.consume(1);
+        assert_eq!(buf.spare_len(), 4);
+    }
+
+    #[test]
+    #[should_panic(expected = "consumed 2 bytes of 1")]
+    fn more_than_is_there_cannot_be_consumed() {
+        let pool = BufferPool::new(4, 2);
+        let mut buf = pool.take();
+        buf.extend_from_slice(b"a");
+        buf.consume(2);
+    }
+
+    #[tokio::test]
+    async fn reads_append_until_the_end() {
+        let pool = BufferPool::new(4, 2);
+        let mut buf = pool.take();
+        let mut source: &[u8] = b"abcdef";
+        assert_eq!(buf.read_from(&mut source).await.unwrap(), 4);
+        let full = buf.read_from(&mut source).await.unwrap_err();
+        assert_eq!(full.kind(), io::ErrorKind::InvalidInput);
+        buf.consume(3);
+        buf.compact();
+        assert_eq!(buf.read_from(&mut source).await.unwrap(), 2);
+        assert_eq!(buf.filled(), b"def");
+        assert_eq!(buf.read_from(&mut source).await.unwrap(), 0);
+    }
+}

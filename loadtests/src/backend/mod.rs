@@ -1,0 +1,152 @@
+//! A backend server that a proxy can be measured and tested against: HTTP/1.1 and HTTP/2 by prior knowledge on one
+//! port, one thread per core, cheap enough that its cost does not hide the proxy's.
+//!
+//! It is a test instrument. It is not hardened and must never face a network.
+
+mod answer;
+mod h1;
+mod h2;
+mod rewound;
+mod websocket;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::BytesMut;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{LocalSet, spawn_local};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const BACKLOG: i32 = 4096;
+
+/// How a backend is started.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1:8081")]
+    pub listen: SocketAddr,
+    /// Name that every answer carries in `x-backend`.
+    #[arg(long, default_value = "backend")]
+    pub name: String,
+    /// Protocols to speak.
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    pub mode: Mode,
+    /// Threads, each with its own listening socket.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+}
+
+/// The protocols that a backend speaks on its port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// HTTP/2 when the connection starts with its preface, HTTP/1.1 otherwise.
+    Auto,
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 by prior knowledge only.
+    Http2,
+}
+
+/// Serves until the process ends; an error means that the port could not be bound.
+pub fn serve(options: &Options) -> io::Result<()> {
+    let state = Arc::new(State::new(&options.name));
+    // All sockets are bound before any thread accepts, so that a port in use fails the start.
+    let sockets = (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
+    let mode = options.mode;
+    let threads: Vec<_> = sockets
+        .into_iter()
+        .map(|socket| {
+            let state = Arc::clone(&state);
+            std::thread::spawn(move || block_on(accept(socket, mode, state)))
+        })
+        .collect();
+    for thread in threads {
+        thread.join().map_err(|_| io::Error::other("a backend thread panicked"))??;
+    }
+    Ok(())
+}
+
+/// Counters since the start, answered by `/stats`.
+#[derive(Debug, Default, Serialize)]
+struct Counters {
+    connections: AtomicU64,
+    requests: AtomicU64,
+    received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    cancelled: AtomicU64,
+}
+
+/// What all connections of a backend share.
+struct State {
+    name: String,
+    healthy: AtomicBool,
+    counters: Counters,
+    /// The whole HTTP/1.1 answer to `/`, so that the hot path is one copy.
+    root_h1: Vec<u8>,
+}
+
+impl State {
+    fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            healthy: AtomicBool::new(true),
+            counters: Counters::default(),
+            root_h1: h1::root_answer(name),
+        }
+    }
+}
+
+fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn block_on<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, future)
+}
+
+async fn accept(socket: std::net::TcpListener, mode: Mode, state: Arc<State>) -> io::Result<()> {
+    let listener = TcpListener::from_std(socket)?;
+    loop {
+        // A connection that died in the queue is its client's affair, not a reason to stop.
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        count(&state.counters.connections, 1);
+        let state = Arc::clone(&state);
+        spawn_local(async move {
+            // How a connection ends is the client's to judge.
+            let _ = connection(stream, mode, state).await;
+        });
+    }
+}
+
+async fn connection(mut stream: TcpStream, mode: Mode, state: Arc<State>) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut input = BytesMut::with_capacity(h1::BUFFER);
+    while mode == Mode::Auto && PREFACE.starts_with(&input) && input.len() < PREFACE.len() {
+        if stream.read_buf(&mut input).await? == 0 {
+            return Ok(());
+        }
+    }
+    if mode == Mode::Http2 || input.starts_with(PREFACE) {
+        h2::serve(rewound::Rewound::new(input.freeze(), stream), state).await
+    } else {
+        h1::serve(stream, input, &state).await
+    }
+}
