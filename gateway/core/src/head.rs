@@ -267,7 +267,11 @@ impl Headers {
 
     /// The first value of a field by its lower-case name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.get_all(name).next()
+        let name = name.as_bytes();
+        self.fields
+            .iter()
+            .find(|f| f.name_len as usize == name.len() && self.name_of(f) == name)
+            .map(|f| self.value_of(f))
     }
 
     /// All values of a field by its lower-case name.
