@@ -4,5 +4,6 @@
 //! belong to a worker live on its one thread and use `Rc` and `Cell`.
 
 pub mod buffer;
+pub mod h1;
 pub mod io;
 pub mod timer;
