@@ -9,7 +9,6 @@ mod h2;
 mod rewound;
 mod websocket;
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,7 +57,8 @@ pub enum Mode {
 pub fn serve(options: &Options) -> io::Result<()> {
     let state = Arc::new(State::new(&options.name));
     // All sockets are bound before any thread accepts, so that a port in use fails the start.
-    let sockets = (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
+    let sockets =
+        (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
     let mode = options.mode;
     let threads: Vec<_> = sockets
         .into_iter()

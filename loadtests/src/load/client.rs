@@ -1,0 +1,107 @@
+//! Opening connections, and what an exchange over one may come to.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::{Plan, Version};
+
+/// A byte stream, whatever carries it.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
+
+/// Opens connections as a plan says.
+#[derive(Clone)]
+pub(super) struct Connector {
+    address: std::net::SocketAddr,
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Connector {
+    pub(super) fn new(plan: &Plan) -> Result<Self, String> {
+        let tls = match &plan.ca {
+            None => None,
+            Some(path) => {
+                let at = |error: String| format!("{}: {error}", path.display());
+                let file = File::open(path).map_err(|error| at(error.to_string()))?;
+                let mut roots = RootCertStore::empty();
+                for certificate in CertificateDer::pem_reader_iter(file) {
+                    let certificate = certificate.map_err(|error| at(error.to_string()))?;
+                    roots.add(certificate).map_err(|error| at(error.to_string()))?;
+                }
+                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+                let mut config = ClientConfig::builder_with_provider(provider)
+                    .with_safe_default_protocol_versions()
+                    .map_err(|error| error.to_string())?
+                    .with_root_certificates(roots)
+                    .with_no_client_auth();
+                config.alpn_protocols = vec![match plan.version {
+                    Version::Http1 => b"http/1.1".to_vec(),
+                    Version::Http2 => b"h2".to_vec(),
+                }];
+                let host = plan.host.rsplit_once(':').map_or(plan.host.as_str(), |(host, _)| host);
+                let name =
+                    ServerName::try_from(host.to_owned()).map_err(|error| format!("{host}: {error}"))?;
+                Some((TlsConnector::from(Arc::new(config)), name))
+            }
+        };
+        Ok(Self { address: plan.address, tls })
+    }
+
+    pub(super) async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        stream.set_nodelay(true)?;
+        Ok(match &self.tls {
+            None => Box::new(stream),
+            Some((connector, name)) => Box::new(connector.connect(name.clone(), stream).await?),
+        })
+    }
+}
+
+/// One request, apart from what the plan says of all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Extra {
+    /// A header more, for the user's identity.
+    pub(super) header: Option<(String, String)>,
+}
+
+/// A complete or failed answer.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) backend: String,
+    pub(super) set_cookies: Vec<String>,
+    pub(super) error: &'static str,
+    /// The server said that this connection ends with this answer.
+    pub(super) close: bool,
+}
+
+/// Why a connection came to nothing or an end, without a request lost.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The server closed between two requests.
+    Closed,
+    /// The server said GOAWAY.
+    GoAway,
+}
+
+/// The kind of an IO error, in the words of the report.
+pub(super) fn error_kind(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
+            "reset"
+        }
+        io::ErrorKind::UnexpectedEof => "closed",
+        io::ErrorKind::ConnectionRefused => "refused",
+        io::ErrorKind::InvalidData => "protocol",
+        io::ErrorKind::TimedOut => "timeout",
+        _ => "io",
+    }
+}
