@@ -1,0 +1,123 @@
+//! What all workers know about one endpoint: the verdict of active checks, and whether it is left alone after failures.
+//!
+//! Every atomic stands for itself and is only a hint about the future, so relaxed ordering is enough. They are written
+//! when something changes and not per request, so the cache line stays shared while all is well.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Failures in a row after which an endpoint is left alone. A refused connection needs no second one.
+const FAILURES: u32 = 3;
+/// How long it is left alone the first time; doubled each time until a success.
+const EJECTION_MS: u64 = 1_000;
+/// The longest that it is left alone.
+const EJECTION_MAX_MS: u64 = 30_000;
+
+/// Shared by all workers and kept over reloads, as long as the pool has the address.
+#[derive(Debug)]
+pub struct EndpointState {
+    /// Its address.
+    pub address: SocketAddr,
+    healthy: AtomicBool,
+    ejected_until_ms: AtomicU64,
+    failures: AtomicU32,
+    ejections: AtomicU32,
+}
+
+impl EndpointState {
+    /// An endpoint of which nothing bad is known. It is healthy until a check says otherwise, so that a start does not
+    /// wait for checks.
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            healthy: AtomicBool::new(true),
+            ejected_until_ms: AtomicU64::new(0),
+            failures: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+        }
+    }
+
+    /// The verdict of active checks; says whether it changed. A new "healthy" also ends an ejection: the check has
+    /// just reached the endpoint.
+    pub fn set_healthy(&self, healthy: bool) -> bool {
+        if self.is_healthy() == healthy {
+            return false;
+        }
+        let changed = self.healthy.swap(healthy, Relaxed) != healthy;
+        if changed && healthy {
+            self.report_success();
+        }
+        changed
+    }
+
+    /// Whether active checks pass, or there are none.
+    pub fn is_healthy(&self) -> bool {
+        self.healthy.load(Relaxed)
+    }
+
+    /// Whether it can be chosen: healthy and not left alone.
+    pub fn available(&self, now_ms: u64) -> bool {
+        self.is_healthy() && !self.is_ejected(now_ms)
+    }
+
+    /// Whether it is left alone after failures.
+    pub fn is_ejected(&self, now_ms: u64) -> bool {
+        self.ejected_until_ms.load(Relaxed) > now_ms
+    }
+
+    /// Until when it is left alone; a time in the past, or 0, if it is not.
+    pub fn ejected_until_ms(&self) -> u64 {
+        self.ejected_until_ms.load(Relaxed)
+    }
+
+    /// How often in a row it was left alone without a success between.
+    pub fn ejections(&self) -> u32 {
+        self.ejections.load(Relaxed)
+    }
+
+    /// Leaves it alone until `now_ms + for_ms`.
+    pub fn eject(&self, now_ms: u64, for_ms: u64) {
+        self.ejected_until_ms.store(now_ms.saturating_add(for_ms), Relaxed);
+    }
+
+    /// It answered. Forgets failures, and ends an ejection: an answer is better knowledge than a guess.
+    pub fn report_success(&self) {
+        if self.failures.load(Relaxed) != 0 {
+            self.failures.store(0, Relaxed);
+        }
+        if self.ejections.load(Relaxed) != 0 {
+            self.ejections.store(0, Relaxed);
+        }
+        if self.ejected_until_ms.load(Relaxed) != 0 {
+            self.ejected_until_ms.store(0, Relaxed);
+        }
+    }
+
+    /// A connection timed out or was reset before the answer. The third in a row ejects it; after an ejection, until
+    /// it has answered once, so does the first. Says whether it did.
+    pub fn report_failure(&self, now_ms: u64) -> bool {
+        let failures = self.failures.fetch_add(1, Relaxed).saturating_add(1);
+        (failures >= FAILURES || self.ejections() > 0) && self.eject_for_longer(now_ms)
+    }
+
+    /// It refused a connection: nobody listens there. Ejects at once. Says whether it did.
+    pub fn report_refused(&self, now_ms: u64) -> bool {
+        self.eject_for_longer(now_ms)
+    }
+
+    /// One burst of failures, seen by many workers, counts as one ejection.
+    fn eject_for_longer(&self, now_ms: u64) -> bool {
+        let until = self.ejected_until_ms.load(Relaxed);
+        if until > now_ms {
+            return false;
+        }
+        let doublings = self.ejections().min(16);
+        let for_ms = (EJECTION_MS << doublings).min(EJECTION_MAX_MS);
+        let won = self.ejected_until_ms.compare_exchange(until, now_ms + for_ms, Relaxed, Relaxed).is_ok();
+        if won {
+            self.ejections.fetch_add(1, Relaxed);
+            self.failures.store(0, Relaxed);
+        }
+        won
+    }
+}
