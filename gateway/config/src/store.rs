@@ -1,0 +1,344 @@
+//! All current objects, kept incrementally: a change costs a scan of the changed files and a parse of the changed
+//! documents.
+//!
+//! An object stays in force as long as some document means it, however broken its newest text is; it goes when no
+//! document means it any more. The store knows nothing of what objects mean to each other.
+
+use std::sync::Arc;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::diagnostic::{Diagnostic, Severity, reason};
+use crate::document::{Chunk, Object, ObjectKey, object_ref};
+
+/// A file as it is now.
+#[derive(Debug, Clone)]
+pub struct FileChange {
+    /// Its name, for messages and to recognise it again.
+    pub name: Arc<str>,
+    /// Its whole text; `None` when it is gone.
+    pub text: Option<String>,
+}
+
+/// What an [`apply`](Store::apply) changed.
+#[derive(Debug, Default)]
+pub struct StoreChange {
+    /// New objects and new versions of objects, in the order of their keys.
+    pub upserted: Vec<Arc<Object>>,
+    /// Objects that are no more.
+    pub removed: Vec<ObjectKey>,
+    /// Errors and warnings of the documents that were read anew, and of objects that are now described twice.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// The objects of a set of files.
+#[derive(Debug, Default)]
+pub struct Store {
+    files: FxHashMap<Arc<str>, Vec<Arc<Chunk>>>,
+    /// Which documents mean an object; several when it is described twice, or is being moved.
+    claims: FxHashMap<ObjectKey, Vec<Claim>>,
+    current: FxHashMap<ObjectKey, Arc<Object>>,
+    /// For a chunk that cannot be parsed: the objects that stood in its place and may still be meant.
+    inherited: FxHashMap<ChunkId, Vec<ObjectKey>>,
+}
+
+#[derive(Debug, Clone)]
+struct Claim {
+    chunk: Arc<Chunk>,
+    item: usize,
+}
+
+/// A chunk's address; the chunk lives as long as the store refers to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct ChunkId(usize);
+
+impl ChunkId {
+    fn of(chunk: &Arc<Chunk>) -> Self {
+        Self(Arc::as_ptr(chunk) as usize)
+    }
+}
+
+/// The claim of a chunk that only inherits an object.
+const INHERITED: usize = usize::MAX;
+
+impl Claim {
+    fn object(&self) -> Option<&Arc<Object>> {
+        self.chunk.items.get(self.item)?.object.as_ref()
+    }
+
+    /// The order in which documents are read: by file name, then downwards.
+    fn order(&self) -> (&str, u32, usize) {
+        (self.chunk.source.file(), self.chunk.source.first_line(), self.item)
+    }
+}
+
+impl Store {
+    /// Takes over the files as they are now; files that are not named stay as they are.
+    pub fn apply(&mut self, files: Vec<FileChange>) -> StoreChange {
+        let mut touched = FxHashSet::default();
+        let mut read = Vec::new();
+        for file in files {
+            self.apply_file(file, &mut touched, &mut read);
+        }
+        let mut change = self.settle(touched);
+        for chunk in read {
+            self.chunk_diagnostics(&chunk, &mut change.diagnostics);
+        }
+        change.diagnostics.sort_by(Diagnostic::by_place);
+        change
+    }
+
+    /// The object of that key.
+    pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.current.get(key)
+    }
+
+    /// All current objects, in no order.
+    pub fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.current.values()
+    }
+
+    /// How many objects there are.
+    pub fn len(&self) -> usize {
+        self.current.len()
+    }
+
+    /// Whether there is no object.
+    pub fn is_empty(&self) -> bool {
+        self.current.is_empty()
+    }
+
+    /// How many documents are refused now.
+    pub fn refused(&self) -> usize {
+        let refused = |i: &crate::document::Item| i.findings.iter().any(crate::document::Finding::is_error);
+        let invalid: usize = self.files.values().flatten().map(|c| c.items.iter().filter(|i| refused(i)).count()).sum();
+        let twice: usize = self.claims.values().map(|c| c.iter().filter(|c| c.object().is_some()).count().max(1) - 1).sum();
+        invalid + twice
+    }
+
+    /// All that is wrong now, in the order of file name and line.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut all = Vec::new();
+        for chunk in self.files.values().flatten() {
+            self.chunk_diagnostics(chunk, &mut all);
+        }
+        for (key, claims) in &self.claims {
+            self.duplicates(key, claims, &mut all);
+        }
+        all.sort_by(Diagnostic::by_place);
+        all
+    }
+
+    fn apply_file(&mut self, file: FileChange, touched: &mut FxHashSet<ObjectKey>, read: &mut Vec<Arc<Chunk>>) {
+        let old = self.files.remove(&file.name).unwrap_or_default();
+        let Some(text) = file.text else {
+            for chunk in &old {
+                self.unclaim(chunk, touched);
+            }
+            return;
+        };
+        let pieces = split(&text);
+        let kept = Kept::find(&old, &pieces);
+        let mut orphans = Vec::new();
+        for (i, chunk) in old.iter().enumerate() {
+            if !kept.old[i] {
+                orphans.extend(self.unclaim(chunk, touched));
+            }
+        }
+        let mut chunks = Vec::with_capacity(pieces.len());
+        let mut fresh = Vec::new();
+        for (piece, unchanged) in pieces.iter().zip(&kept.new) {
+            if let Some(i) = unchanged {
+                old[*i].source.move_to(piece.first_line);
+                if kept.moved.contains(i) {
+                    // Of two documents that mean one object the upper one counts, and that may be another now.
+                    touched.extend(old[*i].items.iter().filter_map(|item| item.key.clone()));
+                }
+                chunks.push(old[*i].clone());
+                continue;
+            }
+            let chunk = Arc::new(Chunk::parse(file.name.clone(), piece.text, piece.first_line));
+            if chunk.items.is_empty() {
+                // A comment or nothing: kept all the same, so that the next comparison finds it unchanged.
+                chunks.push(chunk);
+                continue;
+            }
+            self.claim(&chunk, touched);
+            fresh.push(chunk.clone());
+            chunks.push(chunk);
+        }
+        self.inherit(&fresh, orphans);
+        read.extend(fresh);
+        self.files.insert(file.name, chunks);
+    }
+
+    fn claim(&mut self, chunk: &Arc<Chunk>, touched: &mut FxHashSet<ObjectKey>) {
+        for (item, key) in chunk.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.key.as_ref()?))) {
+            self.claims.entry(key.clone()).or_default().push(Claim { chunk: chunk.clone(), item });
+            touched.insert(key.clone());
+        }
+    }
+
+    /// Takes a chunk's claims back and returns the keys it had.
+    fn unclaim(&mut self, chunk: &Arc<Chunk>, touched: &mut FxHashSet<ObjectKey>) -> Vec<ObjectKey> {
+        let own = chunk.items.iter().filter_map(|i| i.key.clone());
+        let keys: Vec<_> = own.chain(self.inherited.remove(&ChunkId::of(chunk)).unwrap_or_default()).collect();
+        for key in &keys {
+            if let Some(claims) = self.claims.get_mut(key) {
+                claims.retain(|c| !Arc::ptr_eq(&c.chunk, chunk));
+                if claims.is_empty() {
+                    self.claims.remove(key);
+                }
+            }
+            touched.insert(key.clone());
+        }
+        keys
+    }
+
+    /// Objects whose text is gone while some text in the same edit cannot be parsed may be in that text.
+    fn inherit(&mut self, fresh: &[Arc<Chunk>], orphans: Vec<ObjectKey>) {
+        let Some(heir) = fresh.iter().find(|c| c.broken) else { return };
+        let orphans: Vec<_> =
+            orphans.into_iter().filter(|k| !self.claims.contains_key(k) && self.current.contains_key(k)).collect();
+        for key in &orphans {
+            self.claims.entry(key.clone()).or_default().push(Claim { chunk: heir.clone(), item: INHERITED });
+        }
+        if !orphans.is_empty() {
+            self.inherited.insert(ChunkId::of(heir), orphans);
+        }
+    }
+
+    /// Decides, for every key that a change touched, which object is in force.
+    fn settle(&mut self, touched: FxHashSet<ObjectKey>) -> StoreChange {
+        let mut change = StoreChange::default();
+        for key in touched {
+            let Some(claims) = self.claims.get_mut(&key) else {
+                if self.current.remove(&key).is_some() {
+                    change.removed.push(key);
+                }
+                continue;
+            };
+            claims.sort_by(|a, b| a.order().cmp(&b.order()));
+            // Where no claim is valid, the last good one stays.
+            if let Some(object) = claims.iter().find_map(Claim::object)
+                && self.current.get(&key).is_none_or(|c| !Arc::ptr_eq(c, object))
+            {
+                self.current.insert(key.clone(), object.clone());
+                change.upserted.push(object.clone());
+            }
+            let claims = &self.claims[&key];
+            self.duplicates(&key, claims, &mut change.diagnostics);
+        }
+        change.upserted.sort_by_cached_key(|o| o.key());
+        change.removed.sort();
+        change
+    }
+
+    fn duplicates(&self, key: &ObjectKey, claims: &[Claim], out: &mut Vec<Diagnostic>) {
+        let mut valid = claims.iter().filter_map(Claim::object);
+        let Some(first) = valid.next() else { return };
+        for again in valid {
+            let message = format!("this object is already described at {}, which is in force", first.location());
+            out.push(
+                again
+                    .error(reason::DUPLICATE_OBJECT, "", message)
+                    .object(object_ref(key))
+                    .hint("remove one of the two, or give it another name"),
+            );
+        }
+    }
+
+    fn chunk_diagnostics(&self, chunk: &Arc<Chunk>, out: &mut Vec<Diagnostic>) {
+        for item in &chunk.items {
+            let in_use = match &item.key {
+                Some(key) => item.object.is_none() && self.current.contains_key(key),
+                None => chunk.broken && self.keeps_any(chunk),
+            };
+            for finding in &item.findings {
+                let mut diagnostic = finding.to_diagnostic(&chunk.source);
+                diagnostic.last_good_in_use = in_use && diagnostic.severity == Severity::Error;
+                out.push(diagnostic);
+            }
+        }
+    }
+
+    /// Whether a chunk that cannot be parsed keeps objects in force.
+    fn keeps_any(&self, chunk: &Arc<Chunk>) -> bool {
+        self.inherited.contains_key(&ChunkId::of(chunk))
+            || chunk.items.iter().filter_map(|i| i.key.as_ref()).any(|k| self.current.contains_key(k))
+    }
+}
+
+/// A document's text with its place in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece<'t> {
+    text: &'t str,
+    first_line: u32,
+}
+
+/// Cuts a file before each line `---`. Such a line ends a document wherever it stands, also within quotes and block
+/// scalars (YAML 1.2 section 9.1.2), so that no parser is needed.
+fn split(text: &str) -> Vec<Piece<'_>> {
+    let mut pieces = Vec::new();
+    let (mut start, mut line) = (0, 1);
+    let mut push = |end: usize, start: &mut usize| {
+        let piece = &text[*start..end];
+        if !piece.is_empty() {
+            pieces.push(Piece { text: piece, first_line: line });
+            line += memchr::memchr_iter(b'\n', piece.as_bytes()).count() as u32;
+        }
+        *start = end;
+    };
+    for newline in memchr::memmem::find_iter(text.as_bytes(), b"\n---") {
+        let at = newline + 1;
+        if matches!(text.as_bytes().get(at + 3), None | Some(b' ' | b'\t' | b'\r' | b'\n')) && !is_directives(&text[start..at]) {
+            push(at, &mut start);
+        }
+    }
+    push(text.len(), &mut start);
+    pieces
+}
+
+/// `%YAML 1.2` and its like belong to the document that follows.
+fn is_directives(text: &str) -> bool {
+    text.starts_with('%') && text.lines().all(|l| l.is_empty() || l.starts_with(['%', '#']))
+}
+
+/// Which chunks of a file stay as they are.
+struct Kept {
+    /// For each new piece, the old chunk of the same text.
+    new: Vec<Option<usize>>,
+    old: Vec<bool>,
+    /// Old chunks that may stand in another order than before.
+    moved: FxHashSet<usize>,
+}
+
+impl Kept {
+    fn find(old: &[Arc<Chunk>], pieces: &[Piece<'_>]) -> Self {
+        let mut kept = Self { new: vec![None; pieces.len()], old: vec![false; old.len()], moved: FxHashSet::default() };
+        let same = |i: usize, j: usize| old[i].source.text() == pieces[j].text;
+        let shorter = old.len().min(pieces.len());
+        let head = (0..shorter).take_while(|&i| same(i, i)).count();
+        let tail = (1..=shorter - head).take_while(|&i| same(old.len() - i, pieces.len() - i)).count();
+        (0..head).for_each(|i| kept.keep(i, i));
+        (1..=tail).for_each(|i| kept.keep(old.len() - i, pieces.len() - i));
+        // Documents that were moved about in between.
+        let middle = head..old.len() - tail;
+        let mut by_text: FxHashMap<&str, Vec<usize>> = FxHashMap::default();
+        for i in middle.rev() {
+            by_text.entry(old[i].source.text()).or_default().push(i);
+        }
+        for (j, piece) in pieces.iter().enumerate().take(pieces.len() - tail).skip(head) {
+            if let Some(i) = by_text.get_mut(piece.text).and_then(Vec::pop) {
+                kept.keep(i, j);
+                kept.moved.insert(i);
+            }
+        }
+        kept
+    }
+
+    fn keep(&mut self, old: usize, new: usize) {
+        self.old[old] = true;
+        self.new[new] = Some(old);
+    }
+}

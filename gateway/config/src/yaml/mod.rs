@@ -1,0 +1,150 @@
+//! Text to a tree of nodes that know their line and column, and from there to typed values.
+//!
+//! Two readers make the same tree:
+//! [`events`] (on `saphyr-parser`) for all of YAML 1.2, and [`json`] for what begins like JSON. Nothing here knows
+//! what an object of Kubernetes is.
+
+mod de;
+pub(crate) mod events;
+mod explain;
+mod json;
+mod path;
+mod scalar;
+
+use std::borrow::Cow;
+
+pub use de::{Nulls, Reader, reject};
+pub use path::locate;
+pub(crate) use path::push_key;
+pub use scalar::{Resolved, resolve};
+
+/// Nesting that no object of Kubernetes comes near; a bound for the stack.
+pub const MAX_DEPTH: usize = 64;
+
+/// How many nodes the aliases of one document may add to it.
+pub const MAX_ALIAS_NODES: usize = 100_000;
+
+/// A value and where it begins; line and column count from 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node<'t> {
+    /// The line in the text that was parsed.
+    pub line: u32,
+    /// The column, in characters.
+    pub column: u32,
+    /// The value.
+    pub value: Value<'t>,
+}
+
+/// What a node holds.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value<'t> {
+    /// Nothing written, `null` or `~`.
+    Null,
+    /// Any other scalar; its type is decided where it is used.
+    Scalar {
+        /// The text, unescaped.
+        text: Cow<'t, str>,
+        /// Quoted text is always a string.
+        style: Style,
+    },
+    /// A list.
+    Seq(Vec<Node<'t>>),
+    /// A mapping, in the order in which it was written.
+    Map(Vec<Entry<'t>>),
+}
+
+/// Whether a scalar's type is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// May be a number or a boolean.
+    Plain,
+    /// A string, whatever it looks like: quoted, a block scalar, or tagged `!!str`.
+    Quoted,
+}
+
+/// A key with its value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry<'t> {
+    /// The key as text.
+    pub key: Cow<'t, str>,
+    /// Where the key begins.
+    pub line: u32,
+    /// Where the key begins.
+    pub column: u32,
+    /// The value.
+    pub value: Node<'t>,
+}
+
+/// Something wrong at a place: the shape in which this module, and the kinds, say it. It becomes a
+/// [`Diagnostic`](crate::Diagnostic) once the file and the object are known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// One of [`reason::ALL`](crate::diagnostic::reason::ALL).
+    pub reason: &'static str,
+    /// The line in the text that was parsed.
+    pub line: u32,
+    /// The column.
+    pub column: u32,
+    /// The field, empty for the whole document.
+    pub field: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+/// Parses a text of one or more documents. Documents without content are left out.
+///
+/// One broken document breaks the text: callers split at `---` first.
+pub fn parse(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if looks_like_json(text) {
+        return json::parse(text);
+    }
+    events::parse(text)
+}
+
+fn looks_like_json(text: &str) -> bool {
+    let Some(rest) = text.trim_start().strip_prefix(['{', '[']) else { return false };
+    // `{a: b}` is YAML's flow style and stays with the YAML reader, and so does the `{{` of a template.
+    rest.trim_start().starts_with(['"', '}', ']', '{', '[']) && !rest.starts_with('{')
+}
+
+impl<'t> Node<'t> {
+    /// The value of `key`, if this is a mapping that has it.
+    pub fn get(&self, key: &str) -> Option<&Node<'t>> {
+        self.entry(key).map(|e| &e.value)
+    }
+
+    /// The entry of `key`, if this is a mapping that has it.
+    pub fn entry(&self, key: &str) -> Option<&Entry<'t>> {
+        match &self.value {
+            Value::Map(entries) => entries.iter().find(|e| e.key == key),
+            _ => None,
+        }
+    }
+
+    /// The scalar's text, whatever type it would resolve to.
+    pub fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The text, if the scalar is a string.
+    pub fn as_str(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, style: Style::Quoted } => Some(text),
+            Value::Scalar { text, style: Style::Plain } => {
+                matches!(resolve(text), Resolved::Text).then_some(text.as_ref())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether nothing is written there.
+    pub fn is_null(&self) -> bool {
+        matches!(self.value, Value::Null)
+    }
+}
