@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a newcomer needs.
+CARGO ?= cargo
+FIXTURES ?= $(FIELDGATE_FIXTURES)
+
+.PHONY: demo test setup build check lint bench scenarios doc clean
+
+## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way.
+demo: setup
+	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
+	./target/release/fieldgate demo $(DEMO_ARGS)
+
+## Unit, property, golden and whole-gateway tests.
+test: setup
+	$(CARGO) build -p fieldgate -p fieldgate-loadtests
+	FIELDGATE_FIXTURES="$(FIXTURES)" $(CARGO) test --workspace --no-fail-fast
+
+## What the build needs and this machine may lack: cmake and a C compiler (for aws-lc and zlib-ng), python3-venv and curl for scenarios.
+setup:
+	@deploy/setup.sh
+
+build: setup
+	$(CARGO) build --profile dist -p fieldgate
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+## CPU per request against HAProxy in the same run.
+bench: setup
+	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
+	./target/release/fieldgate-scenarios bench-h1
+
+## All promises, at full size.
+scenarios: setup
+	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
+	FIELDGATE_FIXTURES="$(FIXTURES)" ./target/release/fieldgate-scenarios all
+
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+clean:
+	$(CARGO) clean

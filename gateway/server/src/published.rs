@@ -1,0 +1,39 @@
+//! What the control side publishes and the workers read: one pointer, swapped whole.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use fieldgate_core::Snapshot;
+use fieldgate_core::ir::ListenerKey;
+use fieldgate_plugins::authz::Authorizer;
+
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::AccessLog;
+
+/// A snapshot with what goes with it; routes, policies and certificates change in the same swap.
+pub struct Published {
+    /// Routes, pools, listeners.
+    pub snapshot: Arc<Snapshot>,
+    /// Authorization per listener.
+    pub authorizers: HashMap<ListenerKey, Arc<Authorizer>>,
+    /// TLS per bound address, or why it cannot be served.
+    pub tls: HashMap<SocketAddr, Result<Arc<rustls::ServerConfig>, String>>,
+    /// Where requests are logged.
+    pub access_log: Option<Arc<AccessLog>>,
+}
+
+/// What all threads share.
+pub struct Shared {
+    /// The current configuration.
+    pub published: Arc<ArcSwap<Published>>,
+    /// Metrics.
+    pub telemetry: Arc<Telemetry>,
+    /// When the process started.
+    pub started: Instant,
+    /// Set once, when the process begins to drain.
+    pub draining: AtomicBool,
+}

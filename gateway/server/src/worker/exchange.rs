@@ -1,0 +1,912 @@
+//! One exchange: from a request's head to its outcome, whatever protocols are spoken on either side.
+//!
+//! Decisions are core's; this file carries them out and sees to it that every request has exactly one outcome on record.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use fieldgate_core::balance::CompiledPool;
+use fieldgate_core::filter;
+use fieldgate_core::ir::{ConnectionFacts, Filter, ListenerKey, Protocol};
+use fieldgate_core::route::Entry;
+use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
+use fieldgate_core::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
+use fieldgate_plugins::cors;
+use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_response};
+use fieldgate_wire::timer::Deadline;
+use h2::Reason;
+use smallvec::SmallVec;
+
+use super::local::{self, Answer};
+use super::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
+use super::upstream::{self, StreamGuard};
+use super::{Connection, Worker, forward};
+use crate::published::Published;
+use crate::telemetry::{Outcome, Stages};
+
+/// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+/// Endpoints tried at most when connections cannot be opened, retries of the route apart.
+const CONNECT_TRIES: u32 = 3;
+
+/// A request as a downstream codec hands it over.
+pub struct Request {
+    /// The head.
+    pub head: RequestHead,
+    /// The body that follows.
+    pub body: BodyKind,
+    /// Whether the client lets the connection go on.
+    pub keep_alive: bool,
+    /// The client waits for 100 before it sends the body.
+    pub expects_continue: bool,
+    /// The client asks for another protocol: which.
+    pub upgrade: Option<Vec<u8>>,
+    /// When its first byte was there.
+    pub started: Instant,
+    /// HTTP/2: where the response goes.
+    pub respond: Option<h2::server::SendResponse<Bytes>>,
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self {
+            head: RequestHead::default(),
+            body: BodyKind::None,
+            keep_alive: true,
+            expects_continue: false,
+            upgrade: None,
+            started: Instant::now(),
+            respond: None,
+        }
+    }
+}
+
+/// What is learned about a request on its way, for the one record at its end.
+#[derive(Default)]
+struct Log {
+    listener: Option<Arc<CompiledListener>>,
+    entry: Option<Arc<Entry>>,
+    backend: Option<usize>,
+    pool: Option<Arc<CompiledPool>>,
+    upstream: Option<SocketAddr>,
+    upstream_local: Option<SocketAddr>,
+    status: u16,
+    grpc_status: Option<u16>,
+    flags: &'static str,
+    details: std::borrow::Cow<'static, str>,
+    failure: Option<String>,
+    stages: Stages,
+    bytes_received: u64,
+    bytes_sent: u64,
+    attempts: u32,
+    original_path: Option<String>,
+}
+
+impl Log {
+    fn answer(&mut self, answer: &Answer) {
+        self.status = answer.status;
+        self.flags = answer.flags;
+        self.details = answer.details.clone();
+        self.bytes_sent = answer.body.len() as u64;
+    }
+}
+
+/// What the head alone decides.
+enum Decision {
+    Answer(Answer),
+    Forward(Forward),
+}
+
+struct Forward {
+    rule: Arc<CompiledRule>,
+    backend: usize,
+    pool: Arc<CompiledPool>,
+    issue_cookie: Option<String>,
+}
+
+/// How an attempt at an upstream failed before a response began.
+enum Failure {
+    /// No connection.
+    Connect(std::io::Error),
+    /// The connection broke; `stale`: it had been kept and the peer had closed it meanwhile.
+    Broken { error: SideError, stale: bool },
+    /// Its time was up.
+    Timeout,
+    /// The client went away.
+    ClientGone,
+    /// The client broke the protocol in its body.
+    ClientError(SideError),
+}
+
+/// An upstream that took the request, with its response's head read.
+struct Answered {
+    side: Side,
+    guard: Option<StreamGuard>,
+    keep_alive: bool,
+    body: BodyKind,
+    upload: Transfer,
+    upload_failed: bool,
+}
+
+/// Carries out one exchange. Returns the client's side and whether its connection can go on, or nothing if it is gone.
+pub async fn exchange(
+    worker: &Rc<Worker>,
+    conn: &Connection,
+    down: Side,
+    request: &mut Request,
+    deadline: &Deadline,
+) -> Option<(Side, bool)> {
+    worker.requests.set(worker.requests.get() + 1);
+    deadline.set(STREAM_IDLE);
+    let published = worker.published();
+    let mut log = Log { flags: "-", ..Log::default() };
+    log.stages.queue = Some(request.started.elapsed());
+    let decision = decide(worker, conn, &published, request, &mut log);
+    let mut response = ResponseHead::default();
+    let end = match decision {
+        Decision::Answer(answer) => send_answer(down, request, answer, &mut log, deadline).await,
+        Decision::Forward(to) => {
+            forward_request(worker, down, request, to, &mut log, &mut response, deadline).await
+        }
+    };
+    record(worker, conn, &published, request, &log, Some(&response.headers));
+    worker.requests.set(worker.requests.get() - 1);
+    end
+}
+
+/// Records a request that was refused before it had a head to decide on.
+pub fn record_refusal(worker: &Worker, conn: &Connection, request: &Request, answer: &Answer) {
+    let published = worker.published();
+    let mut log = Log { flags: "-", ..Log::default() };
+    log.answer(answer);
+    record(worker, conn, &published, request, &log, None);
+}
+
+fn record(worker: &Worker, conn: &Connection, published: &Published, request: &Request, log: &Log, response: Option<&Headers>) {
+    let unknown = unknown_listener();
+    let table = published.snapshot.address(conn.bound);
+    let listener = log
+        .listener
+        .as_ref()
+        .or_else(|| table.and_then(|t| t.listeners.first()))
+        .map_or(&unknown, |l| &l.ir.key);
+    let duration = request.started.elapsed();
+    let outcome = Outcome {
+        listener,
+        rule: log.entry.as_ref().map(|e| &e.rule),
+        backend: log.backend,
+        pool: log.pool.as_ref(),
+        upstream: log.upstream,
+        upstream_local: log.upstream_local,
+        head: &request.head,
+        original_path: log.original_path.as_deref(),
+        status: log.status,
+        response,
+        grpc_status: log.grpc_status,
+        flags: log.flags,
+        details: &log.details,
+        failure: log.failure.as_deref(),
+        started: request.started,
+        started_wall: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+        duration,
+        stages: log.stages,
+        bytes_received: log.bytes_received,
+        bytes_sent: log.bytes_sent,
+        peer: conn.peer,
+        local: conn.local,
+        sni: conn.sni.as_deref(),
+        generation: published.snapshot.generation,
+        attempts: log.attempts,
+    };
+    worker.recorder.record(&outcome);
+    if let Some(access_log) = &published.access_log {
+        access_log.log(&outcome);
+    }
+}
+
+fn unknown_listener() -> ListenerKey {
+    static EMPTY: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "".into());
+    ListenerKey { namespace: EMPTY.clone(), gateway: EMPTY.clone(), name: EMPTY.clone() }
+}
+
+/// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
+fn decide(worker: &Worker, conn: &Connection, published: &Published, request: &mut Request, log: &mut Log) -> Decision {
+    match decide_or_answer(worker, conn, published, request, log) {
+        Ok(to) => Decision::Forward(to),
+        Err(answer) if request.head.is_grpc() && answer.status >= 400 => Decision::Answer(answer.into_grpc()),
+        Err(answer) => Decision::Answer(answer),
+    }
+}
+
+fn decide_or_answer(worker: &Worker, conn: &Connection, published: &Published, request: &mut Request, log: &mut Log) -> Result<Forward, Answer> {
+    let head = &mut request.head;
+    if head.method == Method::Connect {
+        return Err(Answer::new(405, "connect_not_supported", "-", "CONNECT is not supported\n"));
+    }
+    let not_found = || Answer::new(404, "route_not_found", "NR", "no route\n");
+    let table = published.snapshot.address(conn.bound).ok_or_else(not_found)?;
+    let listener = table.listener_for(head.host()).ok_or_else(not_found)?;
+    if let Some(sni) = &conn.sni
+        && table.listener_for(sni).is_some_and(|by_sni| !Arc::ptr_eq(by_sni, listener))
+    {
+        // The handshake was for another listener: its certificates and policies were another's (RFC 9110 section 15.5.20).
+        return Err(Answer::new(421, "misdirected_request", "-", "misdirected request\n"));
+    }
+    log.listener = Some(listener.clone());
+    let trusted_hops = listener.ir.client.trusted_hops;
+    let client = conn.client(head.headers.get_id(HeaderId::XForwardedFor), trusted_hops);
+    if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
+        let facts = ConnectionFacts { peer: conn.peer.ip().to_canonical(), client, local: conn.local, sni: conn.sni.as_deref() };
+        let decision = authorizer.decide(head, &facts);
+        if !decision.allowed {
+            return Err(Answer::new(403, decision.details(), "-", "RBAC: access denied"));
+        }
+    }
+    let entry = listener.route(head).ok_or_else(not_found)?;
+    log.entry = Some(entry.clone());
+    let rule = &entry.rule;
+    forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
+    let port = conn.local.port();
+    for filter in &rule.ir.filters {
+        apply(filter, entry, head, port, log)?;
+    }
+    if rule.ir.backends.is_empty() {
+        return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
+    }
+    let choice = {
+        let mut splits = worker.splits.borrow_mut();
+        let slot = rule.slot as usize;
+        if splits.len() <= slot {
+            splits.resize_with(slot + 1, Default::default);
+        }
+        rule.split.choose(&mut splits[slot], head, client, worker.random())
+    };
+    let Some(choice) = choice else {
+        return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n"));
+    };
+    worker.count_choice(rule.slot, &rule.ir.id, choice.backend);
+    log.backend = Some(choice.backend);
+    let backend = &rule.backends[choice.backend];
+    for filter in backend.filters.iter() {
+        apply(filter, entry, head, port, log)?;
+    }
+    let slot = match &backend.pool {
+        Ok(slot) => *slot,
+        Err(why) => {
+            log.failure = Some(why.to_string());
+            return Err(Answer::new(500, "backend_invalid", "-", "backend is not valid\n"));
+        }
+    };
+    let Some(pool) = published.snapshot.pool(slot) else {
+        return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
+    };
+    log.pool = Some(pool.clone());
+    Ok(Forward { rule: rule.clone(), backend: choice.backend, pool: pool.clone(), issue_cookie: choice.issue_cookie })
+}
+
+/// A filter's effect on the request.
+fn apply(filter: &Filter, entry: &Entry, head: &mut RequestHead, port: u16, log: &mut Log) -> Result<(), Answer> {
+    match filter {
+        Filter::RequestHeaders(edit) => filter::edit_headers(edit, &mut head.headers),
+        Filter::Rewrite(rewrite) => {
+            if rewrite.path.is_some() {
+                log.original_path.get_or_insert_with(|| head.target.clone());
+            }
+            filter::rewrite(rewrite, entry.prefix_len, head);
+        }
+        Filter::Redirect(redirect) => return Err(of_local(filter::redirect(redirect, entry.prefix_len, head, port))),
+        Filter::Cors(policy) => {
+            if let Some(answer) = cors::preflight(policy, head) {
+                return Err(of_local(answer));
+            }
+        }
+        Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
+    }
+    Ok(())
+}
+
+fn of_local(response: filter::LocalResponse) -> Answer {
+    let mut answer = Answer::new(response.status, response.details, "-", "");
+    for (name, value) in &response.headers {
+        answer.headers.push(name.as_bytes(), value.as_bytes());
+    }
+    answer.body = response.body;
+    answer
+}
+
+/// A filter's effect on the response.
+fn apply_to_response(to: &Forward, request: &RequestHead, response: &mut ResponseHead) {
+    let filters = to.rule.backends[to.backend].filters.iter().chain(&to.rule.ir.filters);
+    for filter in filters {
+        match filter {
+            Filter::ResponseHeaders(edit) => filter::edit_headers(edit, &mut response.headers),
+            Filter::Cors(policy) => cors::apply(policy, request, &mut response.headers),
+            _ => {}
+        }
+    }
+    if let Some(cookie) = &to.issue_cookie {
+        response.headers.push_known(HeaderId::SetCookie, "set-cookie", cookie.as_bytes());
+    }
+}
+
+/// Sends a response of our own.
+async fn send_answer(mut down: Side, request: &mut Request, answer: Answer, log: &mut Log, deadline: &Deadline) -> Option<(Side, bool)> {
+    log.answer(&answer);
+    let keep = request.body == BodyKind::None && request.keep_alive;
+    match &mut down {
+        Side::H1(side) => {
+            local::write_h1(side, &answer, &request.head.method, keep);
+            deadline.set(STREAM_IDLE);
+            flush(&mut down, deadline).await.ok()?;
+            Some((down, keep))
+        }
+        Side::H2(_) => {
+            let mut respond = request.respond.take()?;
+            let response = forward::http2_response(answer.status, &answer.fields()).ok()?;
+            let empty = answer.body.is_empty() || request.head.method == Method::Head;
+            let mut send = respond.send_response(response, empty).ok()?;
+            if !empty {
+                send.send_data(Bytes::from(answer.body.into_owned()), true).ok()?;
+            }
+            None
+        }
+    }
+}
+
+async fn flush(side: &mut Side, deadline: &Deadline) -> Result<(), ()> {
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = side.poll_flush(cx) {
+            return Poll::Ready(done.map_err(|_| ()));
+        }
+        deadline.poll_expired(cx).map(|()| Err(()))
+    })
+    .await
+}
+
+/// Tries endpoints until one answers, then streams the response.
+async fn forward_request(
+    worker: &Rc<Worker>,
+    mut down: Side,
+    request: &mut Request,
+    to: Forward,
+    log: &mut Log,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+) -> Option<(Side, bool)> {
+    let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
+    let retries = to.rule.ir.retry.as_ref();
+    let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
+    let tries = retries.map_or(0, |r| r.attempts) + 1;
+    loop {
+        let address = match pick(worker, &to.pool, &tried) {
+            Ok(address) => address,
+            Err(none) => {
+                let mut answer = Answer::new(503, none.details(), none.flags(), "no healthy upstream\n");
+                if !tried.is_empty() {
+                    answer = Answer::new(503, "upstream_reset_before_response_started{connection_failure}", "UF", "no upstream could be reached\n");
+                }
+                return send_failure(down, request, answer, log, deadline).await;
+            }
+        };
+        log.attempts += 1;
+        log.upstream = Some(address);
+        let outcome = attempt(worker, &mut down, request, &to, address, log, response, deadline, limit).await;
+        let state = || to.pool.endpoints.iter().find(|e| e.state.address == address).map(|e| &e.state);
+        let now_ms = worker.now_ms();
+        let untouched = log.bytes_received == 0;
+        let failure = match outcome {
+            Ok(answered) => {
+                if let Some(state) = state() {
+                    state.report_success();
+                }
+                let again = retries.is_some_and(|r| r.codes.contains(&response.status))
+                    && log.attempts < tries
+                    && untouched
+                    && !answered.upload_failed;
+                if again {
+                    worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
+                    discard(worker, answered, &to, address);
+                    tried.push(address);
+                    if !other_endpoint(worker, &to.pool, &tried) {
+                        tried.clear();
+                    }
+                    backoff(retries.and_then(|r| r.backoff)).await;
+                    continue;
+                }
+                let end = respond(worker, down, request, &to, answered, log, response, deadline, limit, address).await;
+                worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
+                return end;
+            }
+            Err(failure) => failure,
+        };
+        worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
+        let answer = match failure {
+            Failure::ClientGone => {
+                log.status = 0;
+                log.flags = "DC";
+                log.details = "downstream_remote_disconnect".into();
+                down.abort(Reason::CANCEL);
+                return None;
+            }
+            Failure::ClientError(error) => {
+                log.failure = Some(error.to_string());
+                let answer = Answer::new(400, "downstream_body_error", "DPE", "bad request body\n");
+                request.keep_alive = false;
+                return send_failure(down, request, answer, log, deadline).await;
+            }
+            // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
+            Failure::Broken { stale: true, .. } if untouched && request.head.method.is_idempotent() && log.attempts <= CONNECT_TRIES + tries => {
+                continue;
+            }
+            Failure::Connect(error) => {
+                if let Some(state) = state() {
+                    state.report_refused(now_ms);
+                }
+                log.failure = Some(error.to_string());
+                tried.push(address);
+                if log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                    continue;
+                }
+                Answer::new(503, "upstream_reset_before_response_started{connection_failure}", "UF", "no upstream could be reached\n")
+            }
+            Failure::Broken { error, .. } => {
+                if let Some(state) = state() {
+                    state.report_failure(now_ms);
+                }
+                log.failure = Some(error.to_string());
+                tried.push(address);
+                let safe = untouched && (request.head.method.is_idempotent() || retries.is_some());
+                if safe && log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                    continue;
+                }
+                if matches!(error, SideError::Malformed(_)) {
+                    Answer::new(502, "upstream_reset_before_response_started{protocol_error}", "UPE", "upstream broke the protocol\n")
+                } else {
+                    Answer::new(503, "upstream_reset_before_response_started{connection_termination}", "UC", "upstream closed the connection\n")
+                }
+            }
+            Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
+        };
+        return send_failure(down, request, answer, log, deadline).await;
+    }
+}
+
+async fn backoff(pause: Option<Duration>) {
+    if let Some(pause) = pause.filter(|p| !p.is_zero()) {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn send_failure(down: Side, request: &mut Request, answer: Answer, log: &mut Log, deadline: &Deadline) -> Option<(Side, bool)> {
+    let answer = if request.head.is_grpc() { answer.into_grpc() } else { answer };
+    send_answer(down, request, answer, log, deadline).await
+}
+
+fn pick(worker: &Worker, pool: &CompiledPool, tried: &[SocketAddr]) -> Result<SocketAddr, fieldgate_core::balance::NoEndpoint> {
+    let mut pools = worker.pools.borrow_mut();
+    let slot = pool.slot as usize;
+    if pools.len() <= slot {
+        pools.resize_with(slot + 1, Default::default);
+    }
+    let state = &mut pools[slot];
+    state.sync(pool);
+    let index = pool.pick(state, worker.now_ms(), &mut || worker.random(), tried)?;
+    state.started(index);
+    Ok(pool.endpoints[index].state.address)
+}
+
+/// Whether a retry could go anywhere else.
+fn other_endpoint(worker: &Worker, pool: &CompiledPool, tried: &[SocketAddr]) -> bool {
+    let now = worker.now_ms();
+    pool.endpoints.iter().any(|e| !e.draining && e.state.available(now) && !tried.contains(&e.state.address))
+}
+
+/// One try at one endpoint, up to and including the response's head.
+#[allow(clippy::too_many_arguments)]
+async fn attempt(
+    worker: &Rc<Worker>,
+    down: &mut Side,
+    request: &mut Request,
+    to: &Forward,
+    address: SocketAddr,
+    log: &mut Log,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+    limit: Option<Instant>,
+) -> Result<Answered, Failure> {
+    let http2 = match to.pool.ir.protocol {
+        Protocol::Http1 => false,
+        Protocol::Http2 => true,
+        Protocol::Auto => request.head.version >= Version::Http2,
+    };
+    let per_try = to.rule.ir.timeouts.backend_request.filter(|t| !t.is_zero()).map(|t| Instant::now() + t);
+    let limit = match (limit, per_try) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let connecting = Instant::now();
+    let (side, h2_response, guard, reused) = if http2 {
+        open_http2(worker, request, to, address).await?
+    } else {
+        let (side, reused) = open_http1(worker, down, request, to, address).await?;
+        (side, None, None, reused)
+    };
+    if !reused {
+        log.stages.connect = Some(connecting.elapsed());
+    }
+    if let Side::H1(s) = &side {
+        log.upstream_local = Some(s.stream.local_addr());
+    }
+    let sent = Instant::now();
+    let mut wait = Waiting { side, h2_response, upload: Transfer::default(), upload_failed: false, reused, any: false };
+    let expects_continue = request.expects_continue;
+    if http2 && expects_continue {
+        interim_continue(down).await;
+    }
+    let answered = loop {
+        let got = poll_fn(|cx| wait.poll(cx, down, request, response, deadline, limit, log)).await?;
+        if response.status >= 200 || response.status == 101 {
+            break got;
+        }
+        interim(down, request, response).await;
+    };
+    log.stages.first_byte = Some(sent.elapsed());
+    Ok(Answered { side: wait.side, guard, keep_alive: answered.0, body: answered.1, upload: wait.upload, upload_failed: wait.upload_failed })
+}
+
+async fn open_http1(worker: &Rc<Worker>, down: &Side, request: &Request, to: &Forward, address: SocketAddr) -> Result<(Side, bool), Failure> {
+    let limits = &to.pool.ir.limits;
+    let (stream, reused) = match worker.upstreams.reuse(to.pool.slot, address) {
+        Some(stream) => (stream, true),
+        None => (upstream::connect(address, limits).await.map_err(Failure::Connect)?, false),
+    };
+    let mut side = H1Side::new(stream, worker.buffers.take(), worker.take_out());
+    let upgrade = if matches!(down, Side::H1(_)) { request.upgrade.as_deref() } else { None };
+    let body = match request.body {
+        BodyKind::UntilClose => BodyKind::Chunked,
+        body => body,
+    };
+    forward::write_request(&mut side.out, &request.head, body, upgrade);
+    side.begin_body(body);
+    Ok((Side::H1(Box::new(side)), reused))
+}
+
+type OpenHttp2 = (Side, Option<h2::client::ResponseFuture>, Option<StreamGuard>, bool);
+
+async fn open_http2(worker: &Rc<Worker>, request: &Request, to: &Forward, address: SocketAddr) -> Result<OpenHttp2, Failure> {
+    let (send, guard, reused) =
+        worker.upstreams.http2(to.pool.slot, address, &to.pool.ir.limits).await.map_err(Failure::Connect)?;
+    let broken = |error: h2::Error| Failure::Broken { error: SideError::Reset(error), stale: reused };
+    let mut send = send.ready().await.map_err(broken)?;
+    let head = forward::http2_request(&request.head)
+        .map_err(|e| Failure::ClientError(SideError::Io(std::io::Error::other(e))))?;
+    let (response, stream) = send.send_request(head, request.body == BodyKind::None).map_err(broken)?;
+    let stream = (request.body != BodyKind::None).then_some(stream);
+    Ok((Side::H2(Box::new(H2Side::new(None, stream))), Some(response), Some(guard), reused))
+}
+
+/// The time between the request's head sent and the response's head read, the body flowing meanwhile.
+struct Waiting {
+    side: Side,
+    h2_response: Option<h2::client::ResponseFuture>,
+    upload: Transfer,
+    upload_failed: bool,
+    reused: bool,
+    /// Whether the upstream sent any byte.
+    any: bool,
+}
+
+impl Waiting {
+    #[allow(clippy::too_many_arguments)]
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Side,
+        request: &Request,
+        response: &mut ResponseHead,
+        deadline: &Deadline,
+        limit: Option<Instant>,
+        log: &mut Log,
+    ) -> Poll<Result<(bool, BodyKind), Failure>> {
+        if deadline.expired() {
+            return Poll::Ready(Err(Failure::Timeout));
+        }
+        if !self.upload.done && !self.upload_failed {
+            let moved = self.upload.poll(cx, down, &mut self.side);
+            log.bytes_received = self.upload.bytes;
+            match moved {
+                Poll::Ready(Err(TransferError::Source(e))) => return Poll::Ready(Err(client_failure(e))),
+                // The upstream takes no more: it may have answered already.
+                Poll::Ready(Err(TransferError::Sink(e))) => {
+                    self.upload_failed = true;
+                    log.failure = Some(e.to_string());
+                }
+                _ => {}
+            }
+        } else if down.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::ClientGone));
+        }
+        let broken = |error, any| Failure::Broken { error, stale: self.reused && !any };
+        match self.poll_head(cx, request, response) {
+            Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(error, self.any))),
+            Poll::Pending => {
+                match limit {
+                    Some(limit) => deadline.set_at(limit),
+                    None => deadline.set(STREAM_IDLE),
+                }
+                deadline.poll_expired(cx).map(|()| Err(Failure::Timeout))
+            }
+        }
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>, request: &Request, response: &mut ResponseHead) -> Poll<Result<(bool, BodyKind), SideError>> {
+        match &mut self.side {
+            Side::H1(side) => loop {
+                if !side.input.is_empty() {
+                    self.any = true;
+                    let headers = &mut response.headers;
+                    headers.clear();
+                    let parsed = parse_response(side.input.filled(), &HeadLimits::default(), |n, v| headers.push(n, v))?;
+                    if let Some(parsed) = parsed {
+                        side.input.consume(parsed.len);
+                        response.status = parsed.status;
+                        response.version = if parsed.http10 { Version::Http10 } else { Version::Http11 };
+                        let body = if request.head.method == Method::Head { BodyKind::None } else { parsed.body };
+                        side.expect_body(body);
+                        return Poll::Ready(Ok((parsed.keep_alive || parsed.status == 101, body)));
+                    }
+                }
+                match std::task::ready!(side.poll_read_more(cx)) {
+                    Ok(0) => return Poll::Ready(Err(SideError::Io(std::io::ErrorKind::UnexpectedEof.into()))),
+                    Ok(_) => {}
+                    Err(e) => return Poll::Ready(Err(e.into())),
+                }
+            },
+            Side::H2(side) => {
+                let Some(future) = &mut self.h2_response else { return Poll::Pending };
+                if let Poll::Ready(Some(Ok(interim))) = future.poll_informational(cx) {
+                    let (parts, ()) = interim.into_parts();
+                    forward::read_http2_response(response, &parts);
+                    return Poll::Ready(Ok((true, BodyKind::None)));
+                }
+                let got = std::task::ready!(std::pin::Pin::new(future).poll(cx))?;
+                self.h2_response = None;
+                let (parts, recv) = got.into_parts();
+                forward::read_http2_response(response, &parts);
+                let body = if recv.is_end_stream() || request.head.method == Method::Head {
+                    BodyKind::None
+                } else {
+                    length_of(&response.headers).map_or(BodyKind::Chunked, BodyKind::Length)
+                };
+                if !recv.is_end_stream() {
+                    side.recv = Some(recv);
+                }
+                Poll::Ready(Ok((true, body)))
+            }
+        }
+    }
+}
+
+fn length_of(headers: &Headers) -> Option<u64> {
+    std::str::from_utf8(headers.get_id(HeaderId::ContentLength)?).ok()?.parse().ok()
+}
+
+fn client_failure(error: SideError) -> Failure {
+    match error {
+        SideError::Malformed(_) => Failure::ClientError(error),
+        SideError::Io(_) | SideError::Reset(_) => Failure::ClientGone,
+    }
+}
+
+/// 100 by ourselves, where the upstream's protocol has no use for `expect`.
+async fn interim_continue(down: &mut Side) {
+    if let Side::H1(side) = down {
+        side.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        let _ = poll_fn(|cx| side.poll_flush(cx)).await;
+    }
+}
+
+/// Passes 100, 103 and their like on to clients that can take them (RFC 9110 section 15.2).
+async fn interim(down: &mut Side, request: &mut Request, response: &mut ResponseHead) {
+    forward::prepare_response(response);
+    match down {
+        Side::H1(side) if request.head.version == Version::Http11 => {
+            forward::write_response(&mut side.out, response, BodyKind::None, true, None);
+            let _ = poll_fn(|cx| side.poll_flush(cx)).await;
+        }
+        Side::H1(_) => {}
+        Side::H2(_) => {
+            if let (Some(respond), Ok(head)) = (&mut request.respond, forward::http2_response(response.status, &response.headers)) {
+                let _ = respond.send_informational(head);
+            }
+        }
+    }
+}
+
+/// Gets rid of a response that is to be tried again elsewhere.
+fn discard(worker: &Worker, answered: Answered, to: &Forward, address: SocketAddr) {
+    if answered.body == BodyKind::None && answered.keep_alive && answered.upload.done {
+        recycle(worker, answered.side, to, address);
+    }
+}
+
+/// Returns an upstream connection to the pool.
+fn recycle(worker: &Worker, side: Side, to: &Forward, address: SocketAddr) {
+    if let Side::H1(side) = side
+        && side.is_clean()
+        && side.input.is_empty()
+    {
+        let H1Side { stream, out, .. } = *side;
+        worker.give_out(out);
+        worker.upstreams.keep(to.pool.slot, address, stream, &to.pool.ir.limits, worker.wheel.now());
+    }
+}
+
+/// Sends the response's head and streams both bodies to their ends.
+#[allow(clippy::too_many_arguments)]
+async fn respond(
+    worker: &Rc<Worker>,
+    mut down: Side,
+    request: &mut Request,
+    to: &Forward,
+    answered: Answered,
+    log: &mut Log,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+    limit: Option<Instant>,
+    address: SocketAddr,
+) -> Option<(Side, bool)> {
+    let Answered { side: mut up, guard, keep_alive, body, mut upload, upload_failed } = answered;
+    log.status = response.status;
+    log.details = "via_upstream".into();
+    let switched = response.status == 101;
+    let upgrade = if switched { response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec) } else { None };
+    forward::prepare_response(response);
+    apply_to_response(to, &request.head, response);
+    let begun = Instant::now();
+    let mut keep = request.keep_alive && !worker.draining.get();
+    match &mut down {
+        Side::H1(side) => {
+            let out_body = match body {
+                BodyKind::Chunked | BodyKind::UntilClose if request.head.version == Version::Http10 => BodyKind::UntilClose,
+                BodyKind::Chunked | BodyKind::UntilClose => BodyKind::Chunked,
+                body => body,
+            };
+            keep &= out_body != BodyKind::UntilClose && (upload.done || !upload_failed);
+            let said = response.headers.has(HeaderId::ContentLength);
+            if body == BodyKind::None && !said && request.head.method != Method::Head && !matches!(response.status, 100..=199 | 204 | 304) {
+                response.headers.push_known(HeaderId::ContentLength, "content-length", b"0");
+            }
+            forward::write_response(&mut side.out, response, out_body, keep && upload.done, upgrade.as_deref());
+            keep &= upload.done;
+            side.begin_body(out_body);
+            if switched {
+                side.begin_body(BodyKind::UntilClose);
+                side.expect_body(BodyKind::UntilClose);
+            }
+        }
+        Side::H2(side) => {
+            let mut sender = request.respond.take()?;
+            let head = forward::http2_response(response.status, &response.headers).ok()?;
+            match sender.send_response(head, body == BodyKind::None) {
+                Ok(send) => side.send = (body != BodyKind::None).then_some(send),
+                Err(_) => {
+                    log.flags = "DC";
+                    log.details = "downstream_remote_reset".into();
+                    return None;
+                }
+            }
+        }
+    }
+    if switched && let Side::H1(side) = &mut up {
+        side.begin_body(BodyKind::UntilClose);
+        side.expect_body(BodyKind::UntilClose);
+        upload = Transfer::default();
+    }
+    if upload_failed {
+        upload.done = true;
+    }
+    let mut download = Transfer::default();
+    let streamed = poll_fn(|cx| {
+        poll_streams(cx, &mut down, &mut up, &mut upload, &mut download, switched, deadline, limit)
+    })
+    .await;
+    log.bytes_received = upload.bytes;
+    log.bytes_sent = download.bytes;
+    log.stages.body = Some(begun.elapsed());
+    log.grpc_status = grpc_status(download.trailers()).or_else(|| grpc_status(Some(&response.headers)));
+    match streamed {
+        Ok(()) => {
+            drop(guard);
+            let complete = upload.done && !upload_failed && !switched;
+            if complete && keep_alive {
+                recycle(worker, up, to, address);
+            } else if let Side::H2(mut s) = up
+                && let Some(send) = &mut s.send
+            {
+                // An early response: the rest of the request is of no use (RFC 9113 section 8.1).
+                send.send_reset(Reason::NO_ERROR);
+            }
+            Some((down, keep && complete))
+        }
+        Err(end) => {
+            match &end {
+                End::Client(e) => {
+                    log.flags = "DC";
+                    log.details = "downstream_remote_disconnect".into();
+                    log.failure = Some(e.to_string());
+                }
+                End::Upstream(e) => {
+                    log.flags = "UC";
+                    log.details = "upstream_reset_after_response_started{connection_termination}".into();
+                    log.failure = Some(e.to_string());
+                }
+                End::Idle => {
+                    log.flags = if limit.is_some() { "UT" } else { "SI" };
+                    log.details = "stream_idle_timeout".into();
+                }
+            }
+            up.abort(Reason::CANCEL);
+            down.abort(Reason::INTERNAL_ERROR);
+            None
+        }
+    }
+}
+
+enum End {
+    Client(SideError),
+    Upstream(SideError),
+    Idle,
+}
+
+#[allow(clippy::too_many_arguments)]
+fn poll_streams(
+    cx: &mut Context<'_>,
+    down: &mut Side,
+    up: &mut Side,
+    upload: &mut Transfer,
+    download: &mut Transfer,
+    switched: bool,
+    deadline: &Deadline,
+    limit: Option<Instant>,
+) -> Poll<Result<(), End>> {
+    if deadline.expired() {
+        return Poll::Ready(Err(End::Idle));
+    }
+    if !download.done {
+        match download.poll(cx, up, down) {
+            Poll::Ready(Err(TransferError::Source(e))) => return Poll::Ready(Err(End::Upstream(e))),
+            Poll::Ready(Err(TransferError::Sink(e))) => return Poll::Ready(Err(End::Client(e))),
+            _ => {}
+        }
+    }
+    if !upload.done {
+        match upload.poll(cx, down, up) {
+            Poll::Ready(Err(TransferError::Source(e))) if !download.done => return Poll::Ready(Err(End::Client(e))),
+            // The upstream has answered; that it wants no more of the request is its right.
+            Poll::Ready(Err(_)) => upload.done = true,
+            _ => {}
+        }
+    } else if !download.done && down.poll_gone(cx).is_ready() {
+        return Poll::Ready(Err(End::Client(SideError::Io(std::io::ErrorKind::ConnectionReset.into()))));
+    }
+    // A tunnel is over when either side is; an exchange when the response is, whatever is left of the request.
+    if download.done || (switched && upload.done) {
+        return Poll::Ready(Ok(()));
+    }
+    match limit {
+        Some(limit) if !switched => deadline.set_at(limit),
+        _ => deadline.set(STREAM_IDLE),
+    }
+    deadline.poll_expired(cx).map(|()| Err(End::Idle))
+}
+
+fn grpc_status(headers: Option<&Headers>) -> Option<u16> {
+    std::str::from_utf8(headers?.get_id(HeaderId::GrpcStatus)?).ok()?.parse().ok()
+}

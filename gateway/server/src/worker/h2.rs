@@ -1,0 +1,142 @@
+//! Downstream HTTP/2: a connection with many requests at once, each an exchange of its own.
+
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use fieldgate_core::{HeaderId, Method, Version};
+use fieldgate_wire::h1::{BodyKind, Malformed, valid_authority};
+use fieldgate_wire::io::Stream;
+use h2::RecvStream;
+use h2::server::SendResponse;
+
+use super::exchange::{self, Request};
+use super::local::Answer;
+use super::side::{H2Side, Side, fill_headers};
+use super::{Connection, Worker, forward, h1};
+
+/// Streams that a client may have open at once.
+const STREAMS: u32 = 128;
+/// What a client may send before we have forwarded it, per stream and per connection, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// What may wait to be sent per stream, in bytes.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Handshake, and a connection without streams.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(300);
+
+/// Serves a connection to its end.
+pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(60 * 1024)
+        .max_send_buffer_size(SEND_BUFFER)
+        // The rapid-reset attack (CVE-2023-44487): streams reset by the peer before we took them.
+        .max_pending_accept_reset_streams(50)
+        .max_local_error_reset_streams(Some(100));
+    let handshake = builder.handshake::<_, Bytes>(stream.into_io());
+    let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE, handshake).await else { return };
+    let deadline = worker.wheel.register();
+    deadline.set(IDLE);
+    let drain = worker.drain.notified();
+    tokio::pin!(drain);
+    let mut told = false;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !told && (worker.draining.get() || drain.as_mut().poll(cx).is_ready()) {
+                told = true;
+                connection.graceful_shutdown();
+            }
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(accepted);
+            }
+            if connection.has_streams() {
+                deadline.set(IDLE);
+            }
+            if !told && deadline.poll_expired(cx).is_ready() {
+                told = true;
+                connection.graceful_shutdown();
+                cx.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+        let Some(Ok((request, respond))) = accepted else { return };
+        deadline.set(IDLE);
+        let (worker, conn) = (worker.clone(), conn.clone());
+        tokio::task::spawn_local(async move { stream_exchange(&worker, &conn, request, respond).await });
+    }
+}
+
+async fn stream_exchange(worker: &Rc<Worker>, conn: &Connection, incoming: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let started = Instant::now();
+    let (parts, recv) = incoming.into_parts();
+    let mut request = Request { started, ..Request::default() };
+    request.head.https = conn.tls;
+    if let Err(why) = read_head(&mut request, &parts, &recv) {
+        let answer = Answer::new(400, why.as_str(), "DPE", "bad request\n");
+        if let Ok(head) = forward::http2_response(400, &answer.fields())
+            && let Ok(mut send) = respond.send_response(head, false)
+        {
+            let _ = send.send_data(Bytes::from_static(b"bad request\n"), true);
+        }
+        return exchange::record_refusal(worker, conn, &request, &answer);
+    }
+    let recv = (request.body != BodyKind::None).then_some(recv);
+    request.respond = Some(respond);
+    let deadline = worker.wheel.register();
+    let side = Side::H2(Box::new(H2Side::new(recv, None)));
+    // The side that comes back is dropped: a request body not read to its end is then reset, as it should be.
+    let _ = exchange::exchange(worker, conn, side, &mut request, &deadline).await;
+}
+
+/// The same rules as for HTTP/1, before the head can become HTTP/1 (RFC 9113 section 8.3).
+fn read_head(request: &mut Request, parts: &http::request::Parts, recv: &RecvStream) -> Result<(), Malformed> {
+    let head = &mut request.head;
+    head.version = Version::Http2;
+    head.method = Method::from_bytes(parts.method.as_str().as_bytes());
+    fill_headers(&mut head.headers, &parts.headers);
+    if head.headers.get_all_id(HeaderId::Host).count() > 1 {
+        return Err(Malformed::Host);
+    }
+    let host = head.headers.get_id(HeaderId::Host).map(<[u8]>::to_ascii_lowercase);
+    let authority = parts.uri.authority().map(|a| a.as_str().to_ascii_lowercase());
+    let authority = match (authority, host) {
+        (Some(a), Some(h)) if a.as_bytes() != h => return Err(Malformed::Host),
+        (Some(a), _) => a,
+        (None, Some(h)) => String::from_utf8(h).map_err(|_| Malformed::Host)?,
+        (None, None) => return Err(Malformed::Host),
+    };
+    if !valid_authority(&authority) {
+        return Err(Malformed::Host);
+    }
+    head.headers.remove_id(HeaderId::Host);
+    head.authority = authority;
+    if head.method != Method::Connect {
+        let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
+        if !target.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Malformed::Target);
+        }
+        h1::set_target(head, target)?;
+    }
+    let mut lengths = head.headers.get_all_id(HeaderId::ContentLength);
+    let length = match (lengths.next(), lengths.next()) {
+        (None, _) => None,
+        (Some(v), None) if !v.is_empty() && v.iter().all(u8::is_ascii_digit) => {
+            Some(std::str::from_utf8(v).ok().and_then(|v| v.parse().ok()).ok_or(Malformed::ContentLength)?)
+        }
+        _ => return Err(Malformed::ContentLength),
+    };
+    request.body = match length {
+        _ if recv.is_end_stream() => BodyKind::None,
+        Some(n) => BodyKind::Length(n),
+        None => BodyKind::Chunked,
+    };
+    Ok(())
+}

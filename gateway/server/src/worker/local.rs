@@ -1,0 +1,90 @@
+//! Responses that the gateway makes itself.
+
+use std::borrow::Cow;
+
+use fieldgate_core::{HeaderId, Headers, Method};
+use fieldgate_wire::h1::BodyKind;
+
+use super::side::{H1Side, write_field};
+
+/// A response of the gateway's own, with who is to blame.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// Envoy's response code details.
+    pub details: Cow<'static, str>,
+    /// Envoy's response flags, or `-`.
+    pub flags: &'static str,
+    /// More fields.
+    pub headers: Headers,
+    /// The body.
+    pub body: Cow<'static, str>,
+}
+
+impl Answer {
+    /// An answer without more fields than its body needs.
+    pub fn new(status: u16, details: impl Into<Cow<'static, str>>, flags: &'static str, body: &'static str) -> Self {
+        Self { status, details: details.into(), flags, headers: Headers::new(), body: Cow::Borrowed(body) }
+    }
+
+    /// As a gRPC client can read it: status 200 and the status in the head ("trailers-only").
+    pub fn into_grpc(mut self) -> Self {
+        let code = match self.status {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            404 => 12,
+            429 | 502 | 503 | 504 => 14,
+            _ => 2,
+        };
+        self.headers.push(b"content-type", b"application/grpc");
+        self.headers.push(b"grpc-status", code_text(code).as_bytes());
+        self.headers.push(b"grpc-message", self.body.trim_end().as_bytes());
+        self.status = 200;
+        self.body = Cow::Borrowed("");
+        self
+    }
+
+    /// The fields to send, content-length included.
+    pub fn fields(&self) -> Headers {
+        let mut fields = self.headers.clone();
+        if !matches!(self.status, 204 | 304) {
+            fields.push(b"content-length", self.body.len().to_string().as_bytes());
+        }
+        if !self.body.is_empty() && !fields.has(HeaderId::ContentType) {
+            fields.push(b"content-type", b"text/plain");
+        }
+        fields.push(b"server", b"fieldgate");
+        fields
+    }
+}
+
+fn code_text(code: u8) -> String {
+    code.to_string()
+}
+
+/// Puts the answer into the side's output.
+pub fn write_h1(side: &mut H1Side, answer: &Answer, method: &Method, keep_alive: bool) {
+    write_status(&mut side.out, answer.status);
+    for (_, name, value) in answer.fields().iter() {
+        write_field(&mut side.out, name, value);
+    }
+    if !keep_alive {
+        side.out.extend_from_slice(b"connection: close\r\n");
+    }
+    side.out.extend_from_slice(b"\r\n");
+    if *method != Method::Head && answer.status != 304 {
+        side.out.extend_from_slice(answer.body.as_bytes());
+    }
+    side.begin_body(BodyKind::None);
+}
+
+/// Appends the status line.
+pub fn write_status(out: &mut Vec<u8>, status: u16) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend([b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8, b' ']);
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("");
+    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}

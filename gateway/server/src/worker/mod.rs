@@ -1,0 +1,344 @@
+//! Workers: one thread each, with its own sockets, upstream connections, timers and buffers.
+//!
+//! Nothing on a worker's request path takes a lock or writes memory that another thread reads per request. Configuration
+//! arrives through one shared pointer, commands through a channel. Nothing is compiled or resolved here.
+
+mod accept;
+mod exchange;
+mod forward;
+mod h1;
+mod h2;
+mod local;
+mod side;
+mod upstream;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use fieldgate_core::balance::PoolState;
+use fieldgate_core::ir::PoolKey;
+use fieldgate_core::split::SplitState;
+use fieldgate_wire::buffer::BufferPool;
+use fieldgate_wire::timer::Wheel;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::published::{Published, Shared};
+use crate::telemetry::Recorder;
+
+/// Size of a connection's read buffer in bytes.
+const BUFFER: usize = 16 * 1024;
+/// Buffers and output vectors kept per worker when not in use.
+const RETAINED: usize = 512;
+
+/// What a worker is told.
+pub enum Command {
+    /// Accept on this socket.
+    Listen {
+        /// Names the socket in `Unlisten`.
+        id: u64,
+        /// The address as configured.
+        address: SocketAddr,
+        /// A bound, listening, non-blocking socket.
+        socket: std::net::TcpListener,
+    },
+    /// Stop accepting on it. Its connections go on.
+    Unlisten {
+        /// As given in `Listen`.
+        id: u64,
+    },
+    /// Push local metrics to the shared ones.
+    Flush(oneshot::Sender<()>),
+    /// Say what is going on.
+    Report(oneshot::Sender<WorkerReport>),
+    /// Accept nothing more, let requests in flight finish, then end.
+    Drain {
+        /// When it is over at the latest.
+        deadline: Duration,
+    },
+}
+
+/// What is going on in a worker.
+#[derive(Debug, Default)]
+pub struct WorkerReport {
+    /// Open downstream connections.
+    pub connections: u64,
+    /// Requests in flight.
+    pub requests: u64,
+    /// Per rule, how often each backend was chosen since the process started.
+    pub splits: Vec<(String, Vec<(String, u64)>)>,
+    /// Per pool and endpoint: requests in flight, idle connections.
+    pub pools: Vec<(PoolKey, Vec<(SocketAddr, u32, u32)>)>,
+}
+
+/// A running worker.
+pub struct WorkerHandle {
+    commands: mpsc::UnboundedSender<Command>,
+    thread: std::sync::Mutex<Option<std::thread::JoinHandle<()>>>,
+    finished: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl WorkerHandle {
+    /// Sends a command; one that comes too late is dropped, which closes the reply channel in it.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.send(command);
+    }
+
+    /// Waits until the worker has drained. Blocks the thread.
+    pub fn join(&self) {
+        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+
+    /// Whether the worker has ended.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(std::sync::atomic::Ordering::Acquire)
+    }
+}
+
+/// Starts a worker.
+pub fn spawn(index: usize, shared: Arc<Shared>) -> io::Result<WorkerHandle> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .event_interval(61)
+        .build()?;
+    let (commands, receiver) = mpsc::unbounded_channel();
+    let finished = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let end = finished.clone();
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let local = tokio::task::LocalSet::new();
+        let worker = Worker::new(index, shared);
+        local.block_on(&runtime, run(worker, receiver));
+        end.store(true, std::sync::atomic::Ordering::Release);
+    })?;
+    Ok(WorkerHandle { commands, thread: std::sync::Mutex::new(Some(thread)), finished })
+}
+
+/// The state of one worker.
+pub(crate) struct Worker {
+    pub wheel: Rc<Wheel>,
+    pub buffers: Rc<BufferPool>,
+    outs: RefCell<Vec<Vec<u8>>>,
+    cache: RefCell<Cache<Arc<ArcSwap<Published>>, Arc<Published>>>,
+    current: RefCell<Rc<Arc<Published>>>,
+    pub recorder: Recorder,
+    origin: Instant,
+    random: Cell<u64>,
+    pub splits: RefCell<Vec<SplitState>>,
+    pub chosen: RefCell<Vec<Chosen>>,
+    pub pools: RefCell<Vec<PoolState>>,
+    pub upstreams: upstream::Upstreams,
+    pub connections: Cell<u64>,
+    pub requests: Cell<u64>,
+    pub draining: Cell<bool>,
+    pub drain: Notify,
+}
+
+/// How often each backend of a rule was chosen; at the rule's slot.
+#[derive(Default)]
+pub(crate) struct Chosen {
+    rule: Option<Arc<str>>,
+    counts: Vec<u64>,
+}
+
+/// What is known of a downstream connection.
+pub(crate) struct Connection {
+    /// The address as configured, which names the listeners.
+    pub bound: SocketAddr,
+    pub peer: SocketAddr,
+    pub local: SocketAddr,
+    pub tls: bool,
+    pub sni: Option<String>,
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let mut cache = Cache::new(shared.published.clone());
+        let current = Rc::new(cache.load().clone());
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
+        Rc::new(Self {
+            wheel: Rc::new(Wheel::new(Duration::from_millis(50))),
+            buffers: BufferPool::new(BUFFER, RETAINED),
+            outs: RefCell::default(),
+            cache: RefCell::new(cache),
+            current: RefCell::new(current),
+            recorder: Recorder::new(&shared.telemetry, index),
+            origin: shared.started,
+            random: Cell::new(seed | 1),
+            splits: RefCell::default(),
+            chosen: RefCell::default(),
+            pools: RefCell::default(),
+            upstreams: upstream::Upstreams::default(),
+            connections: Cell::new(0),
+            requests: Cell::new(0),
+            draining: Cell::new(false),
+            drain: Notify::new(),
+        })
+    }
+
+    /// The configuration as of now. A request asks once and keeps what it got.
+    pub fn published(&self) -> Rc<Arc<Published>> {
+        let mut cache = self.cache.borrow_mut();
+        let latest = cache.load();
+        let mut current = self.current.borrow_mut();
+        if !Arc::ptr_eq(latest, &current) {
+            *current = Rc::new(latest.clone());
+        }
+        current.clone()
+    }
+
+    /// Milliseconds since the process started: the clock that endpoint states are kept by.
+    pub fn now_ms(&self) -> u64 {
+        self.wheel.now().saturating_duration_since(self.origin).as_millis() as u64
+    }
+
+    /// A random number (xorshift64*): good for choices, not for secrets.
+    pub fn random(&self) -> u64 {
+        let mut x = self.random.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        self.random.set(x);
+        x.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn take_out(&self) -> Vec<u8> {
+        self.outs.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024))
+    }
+
+    pub fn give_out(&self, mut out: Vec<u8>) {
+        let mut outs = self.outs.borrow_mut();
+        if out.capacity() <= BUFFER && outs.len() < RETAINED {
+            out.clear();
+            outs.push(out);
+        }
+    }
+
+    /// Counts a choice. Slots are used again, so the rule's name is kept with the counts.
+    pub fn count_choice(&self, slot: u32, rule: &Arc<str>, backend: usize) {
+        let mut chosen = self.chosen.borrow_mut();
+        let slot = slot as usize;
+        if chosen.len() <= slot {
+            chosen.resize_with(slot + 1, Chosen::default);
+        }
+        let entry = &mut chosen[slot];
+        if !entry.rule.as_ref().is_some_and(|r| Arc::ptr_eq(r, rule) || r == rule) {
+            *entry = Chosen { rule: Some(rule.clone()), counts: Vec::new() };
+        }
+        if entry.counts.len() <= backend {
+            entry.counts.resize(backend + 1, 0);
+        }
+        entry.counts[backend] += 1;
+    }
+
+    fn report(&self) -> WorkerReport {
+        let published = self.published();
+        let chosen = self.chosen.borrow();
+        let splits = published
+            .snapshot
+            .rules()
+            .filter_map(|rule| {
+                let chosen = chosen.get(rule.slot as usize).filter(|c| c.rule.as_ref() == Some(&rule.ir.id))?;
+                let counts = &chosen.counts;
+                let names = rule.ir.backends.iter().map(|b| match &b.target {
+                    fieldgate_core::ir::BackendTarget::Pool(key) => key.to_string(),
+                    fieldgate_core::ir::BackendTarget::Invalid(why) => format!("invalid: {why}"),
+                });
+                Some((rule.ir.id.to_string(), names.zip(counts.iter().copied()).collect()))
+            })
+            .collect();
+        let states = self.pools.borrow();
+        let pools = published
+            .snapshot
+            .pools()
+            .map(|pool| {
+                let endpoints = pool.endpoints.iter().map(|e| {
+                    let address = e.state.address;
+                    let in_flight = states.get(pool.slot as usize).map_or(0, |s| s.in_flight(address));
+                    (address, in_flight, self.upstreams.idle(pool.slot, address))
+                });
+                (pool.ir.key.clone(), endpoints.collect())
+            })
+            .collect();
+        WorkerReport { connections: self.connections.get(), requests: self.requests.get(), splits, pools }
+    }
+}
+
+impl Connection {
+    /// The client's address: the peer, or what trusted proxies in front wrote (Envoy's `xff_num_trusted_hops`).
+    pub fn client(&self, forwarded_for: Option<&[u8]>, trusted_hops: u32) -> IpAddr {
+        let nth = || {
+            let list = std::str::from_utf8(forwarded_for?).ok()?;
+            let entry = list.rsplit(',').nth(trusted_hops as usize - 1)?.trim();
+            entry.parse().ok()
+        };
+        if trusted_hops == 0 { self.peer.ip().to_canonical() } else { nth().unwrap_or(self.peer.ip().to_canonical()) }
+    }
+}
+
+/// The worker's main loop: everything that can wake it, apart from connections.
+async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
+    let wheel = worker.wheel.clone();
+    tokio::task::spawn_local(async move {
+        wheel.run().await;
+    });
+    let mut listeners: HashMap<u64, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut end: Option<Instant> = None;
+    loop {
+        let command = tokio::select! {
+            command = commands.recv() => command,
+            _ = second.tick() => {
+                worker.recorder.flush();
+                worker.upstreams.sweep(&worker);
+                if end.is_some_and(|end| worker.connections.get() == 0 || Instant::now() >= end) {
+                    break;
+                }
+                continue;
+            }
+        };
+        match command {
+            Some(Command::Listen { id, address, socket }) => {
+                match tokio::net::TcpListener::from_std(socket) {
+                    Ok(socket) => {
+                        let task = tokio::task::spawn_local(accept::accept(worker.clone(), address, socket));
+                        listeners.insert(id, task);
+                    }
+                    Err(error) => tracing::error!(%address, %error, "cannot listen on the socket given"),
+                }
+            }
+            Some(Command::Unlisten { id }) => {
+                if let Some(task) = listeners.remove(&id) {
+                    task.abort();
+                }
+            }
+            Some(Command::Flush(done)) => {
+                worker.recorder.flush();
+                let _ = done.send(());
+            }
+            Some(Command::Report(reply)) => {
+                let _ = reply.send(worker.report());
+            }
+            Some(Command::Drain { deadline }) => {
+                for (_, task) in listeners.drain() {
+                    task.abort();
+                }
+                worker.draining.set(true);
+                worker.drain.notify_waiters();
+                end = Some(Instant::now() + deadline);
+                second.reset_after(Duration::from_millis(100));
+            }
+            None => break,
+        }
+    }
+    worker.recorder.flush();
+}

@@ -1,0 +1,557 @@
+//! One side of an exchange: the client's or the upstream's, HTTP/1 or HTTP/2, seen the same way.
+//!
+//! A side is a source of body bytes and a sink for them. Bytes are not copied between buffers on the way: an HTTP/1 sink
+//! writes what is pending (head, chunk size) and the source's slice in one vectored call. Nothing is decided here.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use fieldgate_core::Headers;
+use fieldgate_wire::buffer::PooledBuf;
+use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chunk_size};
+use fieldgate_wire::io::{PeerState, Stream};
+use h2::{Reason, RecvStream, SendStream};
+use tokio::io::AsyncWrite;
+
+/// Why a side failed.
+#[derive(Debug)]
+pub enum SideError {
+    /// The connection broke or ended too early.
+    Io(io::Error),
+    /// The peer sent what is not HTTP.
+    Malformed(Malformed),
+    /// The stream or connection was reset (HTTP/2).
+    Reset(h2::Error),
+}
+
+impl std::fmt::Display for SideError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io(e) => write!(f, "{e}"),
+            Self::Malformed(e) => write!(f, "{e}"),
+            Self::Reset(e) => write!(f, "{e}"),
+        }
+    }
+}
+
+impl From<io::Error> for SideError {
+    fn from(e: io::Error) -> Self {
+        Self::Io(e)
+    }
+}
+impl From<Malformed> for SideError {
+    fn from(e: Malformed) -> Self {
+        Self::Malformed(e)
+    }
+}
+impl From<h2::Error> for SideError {
+    fn from(e: h2::Error) -> Self {
+        Self::Reset(e)
+    }
+}
+
+fn truncated() -> SideError {
+    SideError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed before the message was complete"))
+}
+
+/// What a source has.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// So many bytes at [`Side::data`].
+    Data(usize),
+    /// The body is over.
+    End,
+}
+
+/// Either protocol.
+pub enum Side {
+    /// HTTP/1.x.
+    H1(Box<H1Side>),
+    /// One stream of an HTTP/2 connection.
+    H2(Box<H2Side>),
+}
+
+/// An HTTP/1 connection in use.
+pub struct H1Side {
+    /// The socket.
+    pub stream: Stream,
+    /// What was read and not yet used.
+    pub input: PooledBuf,
+    /// What is to be written before body bytes: head, chunk sizes, trailers.
+    pub out: Vec<u8>,
+    written: usize,
+    read: Read,
+    write: Write,
+}
+
+#[derive(Debug)]
+enum Read {
+    Done,
+    Length(u64),
+    Chunked(ChunkedDecoder),
+    UntilClose,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Write {
+    Done,
+    Length(u64),
+    /// Bytes left of the chunk whose size was announced.
+    Chunked(usize),
+    UntilClose,
+}
+
+/// An HTTP/2 stream in use.
+#[derive(Default)]
+pub struct H2Side {
+    /// What comes.
+    pub recv: Option<RecvStream>,
+    /// What goes.
+    pub send: Option<SendStream<Bytes>>,
+    current: Bytes,
+}
+
+impl H2Side {
+    /// A stream of which one or both halves are open.
+    pub fn new(recv: Option<RecvStream>, send: Option<SendStream<Bytes>>) -> Self {
+        Self { recv, send, current: Bytes::new() }
+    }
+}
+
+impl H1Side {
+    /// A connection with an empty body both ways.
+    pub fn new(stream: Stream, input: PooledBuf, out: Vec<u8>) -> Self {
+        Self { stream, input, out, written: 0, read: Read::Done, write: Write::Done }
+    }
+
+    /// The body that is about to be read.
+    pub fn expect_body(&mut self, kind: BodyKind) {
+        self.read = match kind {
+            BodyKind::None => Read::Done,
+            BodyKind::Length(n) => Read::Length(n),
+            BodyKind::Chunked => Read::Chunked(ChunkedDecoder::default()),
+            BodyKind::UntilClose => Read::UntilClose,
+        };
+    }
+
+    /// The body that is about to be written.
+    pub fn begin_body(&mut self, kind: BodyKind) {
+        self.write = match kind {
+            BodyKind::None => Write::Done,
+            BodyKind::Length(n) => Write::Length(n),
+            BodyKind::Chunked => Write::Chunked(0),
+            BodyKind::UntilClose => Write::UntilClose,
+        };
+    }
+
+    /// Whether both bodies are over and nothing waits to be written.
+    pub fn is_clean(&self) -> bool {
+        matches!(self.read, Read::Done) && self.write == Write::Done && self.written == self.out.len()
+    }
+
+    /// Reads more input. `Ok(0)` is the end.
+    pub fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.spare_len() == 0 {
+            self.input.reserve(self.input.capacity());
+        }
+        self.input.poll_read_from(cx, &mut self.stream)
+    }
+
+    /// Writes what is pending.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.out.len() {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out[self.written..]))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += n;
+        }
+        self.out.clear();
+        self.written = 0;
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+        loop {
+            match &mut self.read {
+                Read::Done | Read::Length(0) => {
+                    self.read = Read::Done;
+                    return Poll::Ready(Ok(Piece::End));
+                }
+                Read::Length(left) if !self.input.is_empty() => {
+                    return Poll::Ready(Ok(Piece::Data((*left).min(self.input.len() as u64) as usize)));
+                }
+                Read::UntilClose if !self.input.is_empty() => {
+                    return Poll::Ready(Ok(Piece::Data(self.input.len())));
+                }
+                Read::Chunked(decoder) => match decoder.decode(self.input.filled())? {
+                    Decoded::NeedMore => {}
+                    Decoded::Data { skip, len } => {
+                        self.input.consume(skip);
+                        return Poll::Ready(Ok(Piece::Data(len)));
+                    }
+                    Decoded::End { skip, trailers: from } => {
+                        *trailers = parse_trailers(&self.input.filled()[from..skip])?;
+                        self.input.consume(skip);
+                        self.read = Read::Done;
+                        return Poll::Ready(Ok(Piece::End));
+                    }
+                },
+                Read::Length(_) | Read::UntilClose => {}
+            }
+            self.input.compact();
+            if ready!(self.poll_read_more(cx))? == 0 {
+                if !matches!(self.read, Read::UntilClose) {
+                    return Poll::Ready(Err(truncated()));
+                }
+                self.read = Read::Done;
+            }
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.input.consume(count);
+        match &mut self.read {
+            Read::Length(left) => *left -= count as u64,
+            Read::Chunked(decoder) => decoder.used(count),
+            Read::Done | Read::UntilClose => {}
+        }
+    }
+
+    fn poll_write_body(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let len = match &mut self.write {
+            Write::Done => return Poll::Ready(Err(too_much())),
+            Write::Length(left) if *left < data.len() as u64 => return Poll::Ready(Err(too_much())),
+            Write::Length(_) | Write::UntilClose => data.len(),
+            Write::Chunked(left) => {
+                if *left == 0 {
+                    write_chunk_size(&mut self.out, data.len());
+                    *left = data.len();
+                }
+                data.len().min(*left)
+            }
+        };
+        let pending = self.out.len() - self.written;
+        let slices = [IoSlice::new(&self.out[self.written..]), IoSlice::new(&data[..len])];
+        // TLS makes a record of each slice: one small record for a head would be a packet of its own.
+        let n = if pending == 0 {
+            ready!(Pin::new(&mut self.stream).poll_write(cx, &data[..len]))?
+        } else {
+            ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, &slices))?
+        };
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        let body = n.saturating_sub(pending);
+        self.written += n.min(pending);
+        if self.written == self.out.len() {
+            self.out.clear();
+            self.written = 0;
+        }
+        match &mut self.write {
+            Write::Length(left) => *left -= body as u64,
+            Write::Chunked(left) if body > 0 => {
+                *left -= body;
+                if *left == 0 {
+                    self.out.extend_from_slice(b"\r\n");
+                }
+            }
+            _ => {}
+        }
+        Poll::Ready(Ok(body))
+    }
+
+    fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
+        match self.write {
+            Write::Length(left) if left > 0 => return Err(truncated()),
+            Write::Chunked(_) => {
+                self.out.extend_from_slice(b"0\r\n");
+                for (id, name, value) in trailers.iter().flat_map(|t| t.iter()) {
+                    if !id.is_hop_by_hop() {
+                        write_field(&mut self.out, name, value);
+                    }
+                }
+                self.out.extend_from_slice(b"\r\n");
+            }
+            _ => {}
+        }
+        self.write = Write::Done;
+        Ok(())
+    }
+}
+
+/// Appends `name: value CRLF`.
+pub fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn too_much() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "body is longer than its content-length")
+}
+
+/// Trailer fields must not carry framing, routing or authentication (RFC 9110 section 6.5.1).
+fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
+    if lines == b"\r\n" || lines.is_empty() {
+        return Ok(None);
+    }
+    let mut storage = [httparse_empty(); 64];
+    match httparse::parse_headers(lines, &mut storage) {
+        Ok(httparse::Status::Complete((_, fields))) => {
+            let mut headers = Headers::new();
+            for field in fields {
+                headers.push(field.name.as_bytes(), field.value);
+            }
+            headers.remove_if(|id, _, _| {
+                use fieldgate_core::HeaderId as Id;
+                id.is_hop_by_hop()
+                    || matches!(id, Id::ContentLength | Id::Host | Id::Te | Id::Trailer | Id::Cookie | Id::SetCookie | Id::XForwardedFor | Id::XForwardedClientCert)
+            });
+            Ok(Some(headers))
+        }
+        _ => Err(Malformed::Trailer),
+    }
+}
+
+fn httparse_empty<'a>() -> httparse::Header<'a> {
+    httparse::EMPTY_HEADER
+}
+
+impl H2Side {
+    fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+        if !self.current.is_empty() {
+            return Poll::Ready(Ok(Piece::Data(self.current.len())));
+        }
+        let Some(recv) = &mut self.recv else { return Poll::Ready(Ok(Piece::End)) };
+        loop {
+            match ready!(recv.poll_data(cx)) {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.current = data;
+                    return Poll::Ready(Ok(Piece::Data(self.current.len())));
+                }
+                Some(Err(e)) => return Poll::Ready(Err(e.into())),
+                None => {
+                    if let Some(map) = ready!(recv.poll_trailers(cx))? {
+                        *trailers = Some(headers_of(&map));
+                    }
+                    self.recv = None;
+                    return Poll::Ready(Ok(Piece::End));
+                }
+            }
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.current.advance(count);
+        if let Some(recv) = &mut self.recv {
+            // An error means that the stream is gone, which the next read reports.
+            let _ = recv.flow_control().release_capacity(count);
+        }
+    }
+
+    /// `last`: no byte and no trailer follows these.
+    fn poll_write_body(&mut self, cx: &mut Context<'_>, data: &[u8], owned: Option<&mut Bytes>, last: bool) -> Poll<Result<usize, SideError>> {
+        let Some(send) = &mut self.send else { return Poll::Ready(Err(SideError::Io(too_much()))) };
+        send.reserve_capacity(data.len());
+        let n = loop {
+            match ready!(send.poll_capacity(cx)) {
+                Some(Ok(0)) => {}
+                Some(Ok(n)) => break n.min(data.len()),
+                Some(Err(e)) => return Poll::Ready(Err(e.into())),
+                None => return Poll::Ready(Err(truncated())),
+            }
+        };
+        let piece = match owned {
+            Some(bytes) => bytes.slice(..n),
+            None => Bytes::copy_from_slice(&data[..n]),
+        };
+        let end = last && n == data.len();
+        send.send_data(piece, end)?;
+        if end {
+            self.send = None;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
+        let Some(mut send) = self.send.take() else { return Ok(()) };
+        match trailers {
+            Some(trailers) => send.send_trailers(header_map(trailers))?,
+            None => send.send_data(Bytes::new(), true)?,
+        }
+        Ok(())
+    }
+}
+
+impl Side {
+    /// What comes next of the body.
+    pub fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+        match self {
+            Self::H1(s) => s.poll_body(cx, trailers),
+            Self::H2(s) => s.poll_body(cx, trailers),
+        }
+    }
+
+    fn data(&self, len: usize) -> &[u8] {
+        match self {
+            Self::H1(s) => &s.input.filled()[..len],
+            Self::H2(s) => &s.current[..len],
+        }
+    }
+
+    fn consume(&mut self, count: usize) {
+        match self {
+            Self::H1(s) => s.consume(count),
+            Self::H2(s) => s.consume(count),
+        }
+    }
+
+    /// Whether these `len` bytes are known to be the last.
+    fn ends_after(&self, len: usize) -> bool {
+        match self {
+            Self::H1(s) => matches!(s.read, Read::Length(left) if left == len as u64),
+            Self::H2(s) => s.recv.as_ref().is_some_and(RecvStream::is_end_stream),
+        }
+    }
+
+    /// Writes what is pending.
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        match self {
+            Self::H1(s) => s.poll_flush(cx).map_err(SideError::Io),
+            Self::H2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Ready when the peer is gone. Only asked where no body byte is expected from it.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::H1(s) if !s.input.is_empty() => Poll::Pending,
+            Self::H1(s) => match ready!(s.stream.io_mut().poll_peer_closed(cx)) {
+                // A pipelined request: it waits its turn.
+                PeerState::SentData => Poll::Pending,
+                PeerState::Closed | PeerState::Broken => Poll::Ready(()),
+            },
+            Self::H2(s) => match &mut s.send {
+                Some(send) => send.poll_reset(cx).map(|_| ()),
+                None => Poll::Pending,
+            },
+        }
+    }
+
+    /// Tells the peer that the message it is getting will not be completed.
+    pub fn abort(self, reason: Reason) {
+        match self {
+            Self::H1(s) => s.stream.into_io().abort(),
+            Self::H2(mut s) => {
+                if let Some(send) = &mut s.send {
+                    send.send_reset(reason);
+                }
+            }
+        }
+    }
+}
+
+/// One direction of an exchange.
+#[derive(Debug, Default)]
+pub struct Transfer {
+    /// Body bytes moved.
+    pub bytes: u64,
+    /// Whether the whole body, trailers included, was handed over and flushed.
+    pub done: bool,
+    ended: bool,
+    trailers: Option<Headers>,
+}
+
+/// Which side broke a transfer.
+#[derive(Debug)]
+pub enum TransferError {
+    /// The side that sends.
+    Source(SideError),
+    /// The side that takes.
+    Sink(SideError),
+}
+
+impl Transfer {
+    /// The trailers that came, once the body is over.
+    pub fn trailers(&self) -> Option<&Headers> {
+        self.trailers.as_ref()
+    }
+
+    /// Moves what can be moved. Back-pressure is that nothing is read which the sink did not take.
+    pub fn poll(&mut self, cx: &mut Context<'_>, from: &mut Side, to: &mut Side) -> Poll<Result<(), TransferError>> {
+        use TransferError::{Sink, Source};
+        while !self.ended {
+            let piece = match from.poll_body(cx, &mut self.trailers) {
+                Poll::Ready(piece) => piece.map_err(Source)?,
+                Poll::Pending => {
+                    ready!(to.poll_flush(cx)).map_err(Sink)?;
+                    return Poll::Pending;
+                }
+            };
+            match piece {
+                Piece::End => {
+                    self.ended = true;
+                    match to {
+                        Side::H1(s) => s.finish(self.trailers.as_ref()),
+                        Side::H2(s) => s.finish(self.trailers.as_ref()),
+                    }
+                    .map_err(Sink)?;
+                }
+                Piece::Data(len) => {
+                    let last = from.ends_after(len);
+                    let moved = match to {
+                        Side::H1(s) => ready!(s.poll_write_body(cx, from.data(len))).map_err(|e| Sink(e.into()))?,
+                        Side::H2(s) => match from {
+                            Side::H2(f) => {
+                                let mut owned = f.current.clone();
+                                ready!(s.poll_write_body(cx, &f.current[..len], Some(&mut owned), last)).map_err(Sink)?
+                            }
+                            Side::H1(f) => {
+                                ready!(s.poll_write_body(cx, &f.input.filled()[..len], None, last)).map_err(Sink)?
+                            }
+                        },
+                    };
+                    from.consume(moved);
+                    self.bytes += moved as u64;
+                }
+            }
+        }
+        ready!(to.poll_flush(cx)).map_err(Sink)?;
+        self.done = true;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Fields of an HTTP/2 header map.
+pub fn headers_of(map: &http::HeaderMap) -> Headers {
+    let mut headers = Headers::new();
+    fill_headers(&mut headers, map);
+    headers
+}
+
+/// Appends the fields of an HTTP/2 header map.
+pub fn fill_headers(headers: &mut Headers, map: &http::HeaderMap) {
+    for (name, value) in map {
+        headers.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+}
+
+/// The reverse. Fields that HTTP/2 cannot carry are left out (RFC 9113 section 8.2.2).
+pub fn header_map(headers: &Headers) -> http::HeaderMap {
+    let mut map = http::HeaderMap::with_capacity(headers.len());
+    for (id, name, value) in headers.iter() {
+        if id.is_hop_by_hop() {
+            continue;
+        }
+        let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) else {
+            continue;
+        };
+        map.append(name, value);
+    }
+    map
+}
