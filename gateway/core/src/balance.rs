@@ -315,3 +315,6 @@ fn fingerprint(endpoints: &[CompiledEndpoint]) -> u64 {
     // 0 is what a new worker state has.
     xxh64(&text, 0).max(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,3 +209,166 @@ fn fingerprint(rule_id: &str, names: &[String], weights: impl Iterator<Item = u3
         .zip(weights)
         .fold(seed, |h, (name, weight)| hash::xxh64(&weight.to_le_bytes(), hash::xxh64(name.as_bytes(), h)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
+
+    fn backend(name: &str, weight: u32) -> ir::Backend {
+        let object = ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: name.into() };
+        let target = ir::BackendTarget::Pool(ir::PoolKey { object, port: 0 });
+        ir::Backend { target, weight, filters: Vec::new() }
+    }
+
+    fn policy(sticky: Option<ir::Sticky>, stay: Option<usize>) -> Option<Arc<ir::SplitPolicy>> {
+        let existing = stay.map(|backend| ir::ExistingSessions { cookie: "JSESSIONID".into(), backend });
+        Some(Arc::new(ir::SplitPolicy { name: "p".into(), sticky, existing }))
+    }
+
+    fn request(fields: &[(&str, &str)]) -> RequestHead {
+        let mut head = RequestHead::default();
+        for (name, value) in fields {
+            head.headers.push(name.as_bytes(), value.as_bytes());
+        }
+        head
+    }
+
+    fn choose(split: &CompiledSplit, fields: &[(&str, &str)]) -> Option<Choice> {
+        split.choose(&mut SplitState::default(), &request(fields), CLIENT, 0xabc)
+    }
+
+    fn chosen(backend: usize, why: Why) -> Option<Choice> {
+        Some(Choice { backend, issue_cookie: None, why })
+    }
+
+    #[test]
+    fn one_backend_with_weight_is_the_only_one() {
+        let split = CompiledSplit::new(&[backend("a", 0), backend("b", 3)], None, "r");
+        assert_eq!(choose(&split, &[]), chosen(1, Why::Only));
+        assert_eq!(split.desired().collect::<Vec<_>>(), [(0, 3), (3, 3)]);
+    }
+
+    #[test]
+    fn without_weights_the_rule_is_off() {
+        let off = [backend("a", 0), backend("b", 0)];
+        let split = CompiledSplit::new(&off, policy(Some(ir::Sticky::Source), Some(0)), "r");
+        assert_eq!(choose(&split, &[("cookie", "JSESSIONID=1")]), None);
+        assert_eq!(choose(&CompiledSplit::new(&[], None, "r"), &[]), None);
+    }
+
+    #[test]
+    fn the_position_survives_a_reload_that_changes_neither_weights_nor_backends() {
+        let make = |a, b| CompiledSplit::new(&[backend("a", a), backend("b", b)], None, "r");
+        let mut state = SplitState::default();
+        let mut next =
+            |split: &CompiledSplit| split.choose(&mut state, &request(&[]), CLIENT, 0).unwrap().backend;
+        let turns: Vec<_> = (0..7).map(|_| next(&make(4, 1))).collect();
+        assert_eq!(turns, [0, 0, 1, 0, 0, 0, 0]);
+        // Other weights begin anew; the second of 1/4 comes first.
+        assert_eq!((next(&make(1, 4)), next(&make(1, 4))), (1, 1));
+    }
+
+    #[test]
+    fn a_key_places_and_its_absence_takes_turns() {
+        let backends = [backend("a", 50), backend("b", 50)];
+        let header =
+            CompiledSplit::new(&backends, policy(Some(ir::Sticky::Header("x-user".into())), None), "r");
+        let cookie =
+            CompiledSplit::new(&backends, policy(Some(ir::Sticky::Cookie("user".into())), None), "r");
+        for user in ["ann", "bob", "carol", "dave"] {
+            let by_header = choose(&header, &[("x-user", user)]).unwrap();
+            let by_cookie = choose(&cookie, &[("cookie", &format!("a=b; user={user}"))]).unwrap();
+            assert_eq!(by_header, by_cookie);
+            assert_eq!(by_header.why, Why::Sticky);
+        }
+        let mut state = SplitState::default();
+        for turn in [0, 1, 0, 1] {
+            for split in [&header, &cookie] {
+                let mut copy = state.clone();
+                assert_eq!(
+                    split.choose(&mut copy, &request(&[("x-user", "")]), CLIENT, 0),
+                    chosen(turn, Why::Weighted)
+                );
+            }
+            header.choose(&mut state, &request(&[]), CLIENT, 0);
+        }
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_same_client() {
+        let split = CompiledSplit::new(
+            &[backend("a", 1), backend("b", 1)],
+            policy(Some(ir::Sticky::Source), None),
+            "r",
+        );
+        for last in 0..32 {
+            let v4 = Ipv4Addr::new(192, 0, 2, last);
+            let place = |client| split.choose(&mut SplitState::default(), &request(&[]), client, 0).unwrap();
+            assert_eq!(place(v4.into()), place(v4.to_ipv6_mapped().into()));
+        }
+    }
+
+    fn issued(ttl: Option<u64>) -> CompiledSplit {
+        let ttl = ttl.map(Duration::from_secs);
+        let sticky = ir::Sticky::IssuedCookie { name: "fg-shop".into(), ttl, path: "/".into() };
+        CompiledSplit::new(&[backend("a", 50), backend("b", 50)], policy(Some(sticky), None), "r")
+    }
+
+    #[test]
+    fn an_issued_cookie_brings_its_user_back() {
+        for random in 0..64u64 {
+            let mut state = SplitState::default();
+            let first = issued(None).choose(&mut state, &request(&[]), CLIENT, random).unwrap();
+            assert_eq!(first.why, Why::Sticky);
+            let cookie = first.issue_cookie.unwrap();
+            let pair = cookie.split(';').next().unwrap();
+            assert_eq!(choose(&issued(None), &[("cookie", pair)]), chosen(first.backend, Why::Sticky));
+        }
+    }
+
+    #[test]
+    fn attributes_of_the_issued_cookie() {
+        let mut head = request(&[]);
+        let cookie = |split: CompiledSplit, head: &RequestHead| {
+            split.choose(&mut SplitState::default(), head, CLIENT, 0xabc).unwrap().issue_cookie.unwrap()
+        };
+        assert_eq!(cookie(issued(None), &head), "fg-shop=0000000000000abc; Path=/; HttpOnly; SameSite=Lax");
+        head.https = true;
+        assert_eq!(
+            cookie(issued(Some(60)), &head),
+            "fg-shop=0000000000000abc; Path=/; Max-Age=60; HttpOnly; SameSite=Lax; Secure"
+        );
+    }
+
+    #[test]
+    fn existing_sessions_stay_even_at_weight_zero() {
+        let backends = [backend("vms", 0), backend("pods", 100)];
+        let split = CompiledSplit::new(&backends, policy(None, Some(0)), "r");
+        assert_eq!(choose(&split, &[("cookie", "JSESSIONID=1")]), chosen(0, Why::ExistingSession));
+        assert_eq!(choose(&split, &[("cookie", "other=1")]), chosen(1, Why::Only));
+        assert_eq!(choose(&split, &[("cookie", "JSESSIONID=")]), chosen(1, Why::Only));
+    }
+
+    #[test]
+    fn sessions_do_not_stay_on_what_is_not_usable() {
+        let mut backends = [backend("vms", 0), backend("pods", 100)];
+        backends[0].target = ir::BackendTarget::Invalid("no such pool".into());
+        for stay in [0, 7] {
+            let split = CompiledSplit::new(&backends, policy(None, Some(stay)), "r");
+            assert_eq!(choose(&split, &[("cookie", "JSESSIONID=1")]), chosen(1, Why::Only));
+        }
+    }
+
+    #[test]
+    fn a_target_named_twice_is_two_backends() {
+        let twice = [backend("a", 1), backend("a", 1)];
+        let split = CompiledSplit::new(&twice, policy(Some(ir::Sticky::Header("u".into())), None), "r");
+        let places: Vec<_> =
+            (0..64).map(|u| choose(&split, &[("u", &u.to_string())]).unwrap().backend).collect();
+        assert!(places.contains(&0) && places.contains(&1));
+    }
+}

@@ -121,3 +121,74 @@ impl EndpointState {
         won
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint() -> EndpointState {
+        EndpointState::new(SocketAddr::from(([127, 0, 0, 1], 80)))
+    }
+
+    #[test]
+    fn the_third_failure_in_a_row_ejects() {
+        let e = endpoint();
+        assert_eq!([e.report_failure(10), e.report_failure(10)], [false, false]);
+        e.report_success();
+        assert_eq!([e.report_failure(10), e.report_failure(10), e.report_failure(10)], [false, false, true]);
+        assert_eq!((e.available(1009), e.available(1010)), (false, true));
+    }
+
+    #[test]
+    fn a_refusal_ejects_at_once_and_each_time_for_longer() {
+        let e = endpoint();
+        let mut now = 5;
+        for expected in [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000] {
+            assert!(e.report_refused(now));
+            assert_eq!(e.ejected_until_ms() - now, expected);
+            now = e.ejected_until_ms();
+            assert!(e.available(now));
+        }
+        e.report_success();
+        assert!(e.report_refused(now));
+        assert_eq!(e.ejected_until_ms() - now, 1000);
+    }
+
+    #[test]
+    fn after_an_ejection_one_failure_suffices_until_it_answers() {
+        let e = endpoint();
+        e.report_refused(0);
+        assert!(e.report_failure(1000));
+        e.report_success();
+        assert!(!e.report_failure(9000));
+    }
+
+    #[test]
+    fn a_burst_is_one_ejection() {
+        let e = endpoint();
+        assert!(e.report_refused(0));
+        assert!((0..100).all(|_| !e.report_refused(999) && !e.report_failure(999)));
+        assert_eq!((e.ejections(), e.ejected_until_ms()), (1, 1000));
+    }
+
+    #[test]
+    fn an_answer_or_a_passed_check_ends_an_ejection() {
+        let e = endpoint();
+        e.report_refused(0);
+        e.report_success();
+        assert!(e.available(1));
+        e.report_refused(1);
+        assert!(e.set_healthy(false));
+        assert!(!e.set_healthy(false));
+        assert!(e.set_healthy(true));
+        assert!(e.available(2));
+    }
+
+    #[test]
+    fn what_is_unhealthy_is_not_available_however_it_answers() {
+        let e = endpoint();
+        e.set_healthy(false);
+        e.report_success();
+        assert!(!e.available(u64::MAX));
+    }
+}

@@ -49,3 +49,43 @@ impl Alias {
         if (product as u64) >> 32 < column.limit { at } else { column.other as usize }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The probability of each index, read off the table.
+    fn probabilities(weights: &[u32]) -> Vec<f64> {
+        let alias = Alias::new(weights.iter().copied());
+        let n = weights.len() as f64;
+        let mut p = vec![0.0; weights.len()];
+        for (at, column) in alias.columns.iter().enumerate() {
+            let own = (column.limit as f64 / (1u64 << 32) as f64).min(1.0);
+            p[at] += own / n;
+            p[column.other as usize] += (1.0 - own) / n;
+        }
+        p
+    }
+
+    #[test]
+    fn nothing_is_below_zero() {
+        assert_eq!(below(0, 5), None);
+        assert_eq!((below(3, 0), below(3, u64::MAX)), (Some(0), Some(2)));
+    }
+
+    proptest! {
+        #[test]
+        fn probabilities_are_as_the_weights(weights in prop::collection::vec(1..=1_000_000u32, 1..64)) {
+            let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            for (p, weight) in probabilities(&weights).iter().zip(&weights) {
+                prop_assert!((p - f64::from(*weight) / total).abs() < 1e-8);
+            }
+        }
+
+        #[test]
+        fn draws_are_in_range(weights in prop::collection::vec(1..9u32, 1..9), random: u64) {
+            prop_assert!(Alias::new(weights.iter().copied()).draw(random) < weights.len());
+        }
+    }
+}

@@ -111,3 +111,100 @@ impl Sequence {
 fn gcd(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn first(weights: &[u32], n: usize) -> Vec<usize> {
+        let sequence = Sequence::new(weights.iter().copied());
+        let mut state = SequenceState::default();
+        (0..n).map_while(|_| sequence.next(&mut state)).collect()
+    }
+
+    #[test]
+    fn turns_are_smooth() {
+        assert_eq!(first(&[1, 1], 4), [0, 1, 0, 1]);
+        assert_eq!(first(&[4, 1], 5), [0, 0, 1, 0, 0]);
+        assert_eq!(first(&[90, 10], 10), [0, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+        assert_eq!(first(&[5, 1, 1], 7), [0, 0, 1, 0, 0, 2, 0]);
+    }
+
+    #[test]
+    fn weight_zero_gets_nothing() {
+        assert_eq!(first(&[0, 3, 0], 3), [1, 1, 1]);
+        assert_eq!(first(&[0, 0], 3), [0usize; 0]);
+        assert_eq!(first(&[], 3), [0usize; 0]);
+        assert!(first(&[2, 0, 5], 1000).iter().all(|b| *b != 1));
+    }
+
+    #[test]
+    fn hundred_thousand_requests_are_exact_to_within_rounding() {
+        for weights in [&[90, 10][..], &[1, 99], &[33, 33, 34]] {
+            let turns = first(weights, 100_000);
+            for (at, weight) in weights.iter().enumerate() {
+                let count = turns.iter().filter(|b| **b == at).count();
+                assert_eq!(count, *weight as usize * 1000, "{weights:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_weights_do_not_overflow() {
+        let turns = first(&[u32::MAX, u32::MAX - 1, 1], 10_000);
+        let second = turns.iter().filter(|b| **b == 1).count();
+        assert!((4999..=5001).contains(&second), "{second}");
+    }
+
+    #[test]
+    fn weights_are_reported_as_given() {
+        let sequence = Sequence::new([90, 10, 0].into_iter());
+        assert_eq!((sequence.weight(0), sequence.weight(2), sequence.total()), (90, 0, 100));
+    }
+
+    /// `|count - n w / W| <= 1 - 1 / (2k - 2)` in integers.
+    fn within_bound(weights: &[u32], counts: &[u64], n: u64, factor: i128) -> bool {
+        let total: i128 = weights.iter().map(|w| i128::from(*w)).sum();
+        let scale = 2 * weights.iter().filter(|w| **w > 0).count() as i128 - 2;
+        weights.iter().zip(counts).all(|(w, c)| {
+            let lag = i128::from(n) * i128::from(*w) - i128::from(*c) * total;
+            lag.abs() * scale <= factor * total * (scale - 1).max(0) || scale == 0 && lag == 0
+        })
+    }
+
+    fn weights() -> impl Strategy<Value = Vec<u32>> {
+        let weight = prop_oneof![0..=3u32, 0..=100u32, 0..=1_000_000u32];
+        prop::collection::vec(weight, 1..=16).prop_filter("some weight", |w| w.iter().any(|w| *w > 0))
+    }
+
+    proptest! {
+        #[test]
+        fn every_prefix_is_exact(weights in weights()) {
+            let turns = first(&weights, 3000);
+            prop_assert_eq!(turns.len(), 3000);
+            let mut counts = vec![0; weights.len()];
+            for (n, turn) in turns.iter().enumerate() {
+                counts[*turn] += 1;
+                prop_assert!(within_bound(&weights, &counts, n as u64 + 1, 1), "{:?} after {}", counts, n + 1);
+            }
+        }
+
+        #[test]
+        fn every_window_is_exact_to_twice_the_bound(weights in weights(), from in 0..2000usize, len in 1..1000usize) {
+            let turns = first(&weights, from + len);
+            let mut counts = vec![0; weights.len()];
+            turns[from..].iter().for_each(|turn| counts[*turn] += 1);
+            prop_assert!(within_bound(&weights, &counts, len as u64, 2), "{:?}", counts);
+        }
+
+        #[test]
+        fn a_round_gives_each_its_weight(weights in prop::collection::vec(0..200u32, 1..=16)) {
+            let total: u32 = weights.iter().sum();
+            let turns = first(&weights, total as usize);
+            for (at, weight) in weights.iter().enumerate() {
+                prop_assert_eq!(turns.iter().filter(|b| **b == at).count(), *weight as usize);
+            }
+        }
+    }
+}
