@@ -1,1 +1,169 @@
-fn main() {}
+//! Runs scenarios against a built gateway: each starts it with real backends and real clients, judges what comes
+//! back, prints PASS or FAIL with its figures, and takes everything down again.
+
+mod bench;
+mod clients;
+mod context;
+mod desync;
+mod drain;
+mod edge;
+mod failure;
+mod memory;
+mod raw;
+mod reloads;
+mod routes;
+mod splits;
+mod sticky;
+mod upgrade;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use fieldgate_loadtests::backend;
+
+use context::{Context, Outcome};
+
+struct Scenario {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&Context) -> Outcome,
+    /// Whether `all --ci` runs it: a bench on a shared machine would say nothing.
+    ci: bool,
+}
+
+const fn scenario(name: &'static str, about: &'static str, run: fn(&Context) -> Outcome) -> Scenario {
+    Scenario { name, about, run, ci: true }
+}
+
+const SCENARIOS: &[Scenario] = &[
+    scenario("splits", "90/10, 1/99 and 33/33/34 are exact to within rounding", splits::run),
+    scenario("sticky", "users stay on their side through a 0 to 100 ramp", sticky::run),
+    scenario("reloads", "a thousand reloads under load fail no request", reloads::run),
+    scenario("upgrade", "binary upgrades under load fail no request", upgrade::run),
+    scenario("drain", "SIGTERM under load fails no request", drain::run),
+    scenario("backend-kill", "killed backends are gone around; all down is 503 at once", failure::run),
+    scenario(
+        "curl",
+        "curl by h1, h2 and TLS: bodies, Expect, trailers, early hints, truncation",
+        clients::curl,
+    ),
+    scenario(
+        "grpc",
+        "grpcio: all four kinds, metadata, deadlines, cancellation, long streams",
+        clients::grpc,
+    ),
+    scenario("websocket", "Python's websockets through the gateway", clients::websocket),
+    scenario("http10", "HTTP/1.0 clients, with and without keep-alive", raw::http10),
+    scenario("pipelining", "pipelined requests are answered in order", raw::pipelining),
+    scenario("expect", "100-continue comes before the body is sent", raw::expect),
+    scenario("early-response", "an answer that comes before the upload's end arrives", raw::early_response),
+    scenario("desync", "no request of http-desync-guardian reaches the upstream ambiguous", desync::run),
+    scenario("memory", "1 GiB bodies and a slow reader leave memory bounded", memory::run),
+    scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
+    Scenario { ci: false, ..scenario("bench-h1", "CPU per request against HAProxy and others", bench::run) },
+];
+
+/// Holds a built gateway against its promises.
+#[derive(Parser)]
+#[command(version, after_help = list())]
+struct Arguments {
+    /// Scenarios to run, or `all`.
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// The gateway's binary; by default what `FIELDGATE_BIN` says, or else target/release/fieldgate.
+    #[arg(long)]
+    gateway: Option<PathBuf>,
+    /// Reduced counts, for machines that are shared.
+    #[arg(long)]
+    ci: bool,
+    /// Keep the scenarios' directories: configuration and logs.
+    #[arg(long)]
+    keep: bool,
+    /// Write the benches' figures here as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Routes of routes-100k.
+    #[arg(long)]
+    routes: Option<usize>,
+    /// Rounds of a bench.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each measurement of a bench.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// Connections of bench-h1.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 512])]
+    connections: Vec<usize>,
+    /// Peers of bench-h1 beside the gateway.
+    #[arg(long, value_delimiter = ',', default_values_t = ["haproxy".to_owned()])]
+    peers: Vec<String>,
+}
+
+/// A backend in a process of its own: how scenarios start theirs.
+#[derive(Parser)]
+struct BackendArguments {
+    #[command(flatten)]
+    options: backend::Options,
+}
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("backend") {
+        let BackendArguments { options } = BackendArguments::parse_from(std::env::args().skip(1));
+        return finish(backend::serve(&options).map_err(|error| format!("{}: {error}", options.listen)));
+    }
+    let arguments = Arguments::parse();
+    finish(choose(&arguments).and_then(|chosen| run(&chosen, &Context::new(&arguments)?)))
+}
+
+fn finish(result: Result<(), String>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fieldgate-scenarios: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn choose(arguments: &Arguments) -> Result<Vec<&'static Scenario>, String> {
+    if arguments.names.iter().any(|name| name == "all") {
+        return Ok(SCENARIOS.iter().filter(|scenario| scenario.ci || !arguments.ci).collect());
+    }
+    let find = |name: &String| {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name);
+        scenario.ok_or_else(|| format!("no scenario {name}\n{}", list()))
+    };
+    arguments.names.iter().map(find).collect()
+}
+
+fn run(chosen: &[&Scenario], context: &Context) -> Result<(), String> {
+    let mut failed = Vec::new();
+    for scenario in chosen {
+        println!("---- {}: {}", scenario.name, scenario.about);
+        let started = Instant::now();
+        let outcome = (scenario.run)(context);
+        let seconds = started.elapsed().as_secs_f64();
+        match outcome {
+            Ok(figures) => {
+                figures.lines.iter().for_each(|line| println!("     {line}"));
+                match figures.skipped {
+                    None => println!("PASS {} ({seconds:.1} s)", scenario.name),
+                    Some(why) => println!("SKIP {}: {why}", scenario.name),
+                }
+            }
+            Err(error) => {
+                println!("FAIL {} ({seconds:.1} s): {error}", scenario.name);
+                failed.push(scenario.name);
+            }
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("failed: {}", failed.join(", "))) }
+}
+
+fn list() -> String {
+    SCENARIOS.iter().fold("Scenarios:\n".to_owned(), |list, scenario| {
+        list + &format!("  {:<15} {}\n", scenario.name, scenario.about)
+    })
+}

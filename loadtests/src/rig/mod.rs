@@ -1,1 +1,12 @@
-//! x
+//! What scenarios stand on: processes that end with them, configuration directories, free ports, certificates, and
+//! waits that poll a condition within a bound.
+
+pub mod certificates;
+pub mod config;
+pub mod http;
+pub mod ports;
+pub mod process;
+pub mod wait;
+
+pub use config::ConfigDir;
+pub use process::{Backend, Gateway, GatewayOptions, Process};

@@ -1,0 +1,43 @@
+//! A certificate authority for one run, and certificates by it.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// An authority and the file that clients trust it by.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// Its certificate as a PEM file.
+    pub file: PathBuf,
+}
+
+/// A certificate with its key, both PEM.
+pub struct Certified {
+    /// Certificate chain.
+    pub certificate: String,
+    /// Private key.
+    pub key: String,
+}
+
+impl Authority {
+    /// A new authority; its certificate is written to `directory`.
+    pub fn new(directory: &Path) -> Result<Self, String> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, "Fieldgate scenarios");
+        let key = KeyPair::generate().map_err(|error| error.to_string())?;
+        let issuer = CertifiedIssuer::self_signed(params, key).map_err(|error| error.to_string())?;
+        let file = directory.join("ca.pem");
+        std::fs::write(&file, issuer.pem()).map_err(|error| format!("{}: {error}", file.display()))?;
+        Ok(Self { issuer, file })
+    }
+
+    /// A server certificate for these names, each call another.
+    pub fn issue(&self, names: &[&str]) -> Result<Certified, String> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+        let key = KeyPair::generate().map_err(|error| error.to_string())?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(|error| error.to_string())?;
+        Ok(Certified { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+}
