@@ -1,0 +1,6 @@
+//! The gateway: its workers, where its configuration comes from, what it tells operators, and its command line.
+//!
+//! Decisions about requests are `fieldgate-core`'s, protocols are `fieldgate-wire`'s, the meaning of documents is
+//! `fieldgate-config`'s. This crate joins them to sockets, files, clocks and signals.
+
+pub mod telemetry;

@@ -1,0 +1,189 @@
+//! One line per request, to standard output or a file.
+//!
+//! A worker writes the line into memory and tries to queue it; a thread of its own writes the queue out. Where that
+//! thread cannot keep up, lines are dropped and counted: a request never waits for a log.
+
+mod format;
+mod operator;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+use std::{str::FromStr, sync::Arc};
+
+use metrics::Counter;
+
+use self::format::Compiled;
+use self::writer::Message;
+use super::{Outcome, Telemetry};
+
+/// Lines that may wait for the writer.
+const QUEUE_LINES: usize = 8192;
+
+/// Bytes of one line; what is longer is cut, so that the queue has a bound in bytes too.
+const MAX_LINE_BYTES: usize = 8192;
+
+/// What is logged, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Where lines go.
+    pub target: Target,
+    /// How lines look.
+    pub format: Format,
+}
+
+/// Where lines go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Standard output.
+    Stdout,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+/// How lines look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Istio's default text.
+    Text,
+    /// JSON with Istio's keys, and the generation of the configuration.
+    Json,
+    /// Text with Envoy's `%OPERATORS%`.
+    Custom(String),
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    /// `text`, `json`, or a text with operators, which is checked here.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            custom if custom.contains('%') => {
+                Compiled::text(custom)?;
+                Ok(Self::Custom(custom.to_owned()))
+            }
+            other => Err(format!(
+                "`{other}` is no format; use `text`, `json`, or a text with operators such as \
+                 `%REQ(:METHOD)% %RESPONSE_CODE% %DURATION%`"
+            )),
+        }
+    }
+}
+
+/// An open access log.
+pub struct AccessLog {
+    format: Compiled,
+    queue: SyncSender<Message>,
+    dropped: Counter,
+}
+
+impl AccessLog {
+    /// Opens the target and starts the thread that writes to it.
+    pub fn open(options: &Options, telemetry: &Telemetry) -> Result<Arc<Self>, String> {
+        let format = match &options.format {
+            Format::Text => Compiled::text(format::ISTIO_TEXT)?,
+            Format::Json => Compiled::json(&format::ISTIO_JSON)?,
+            Format::Custom(text) => Compiled::text(text)?,
+        };
+        let (queue, messages) = sync_channel(QUEUE_LINES);
+        writer::start(options.target.clone(), messages)?;
+        Ok(Arc::new(Self { format, queue, dropped: telemetry.access_log_dropped() }))
+    }
+
+    /// Logs a request. Never waits.
+    pub fn log(&self, outcome: &Outcome<'_>) {
+        let mut line = Vec::with_capacity(384);
+        self.format.write(outcome, &mut line);
+        if line.len() >= MAX_LINE_BYTES {
+            line.truncate(MAX_LINE_BYTES - 1);
+        }
+        line.push(b'\n');
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.queue.try_send(Message::Line(line))
+        {
+            self.dropped.increment(1);
+        }
+    }
+
+    /// Opens the file anew, after a log rotation moved it away. Waits for the queue, so not for workers.
+    pub fn reopen(&self) {
+        let _ = self.queue.send(Message::Reopen);
+    }
+
+    /// Waits until everything queued so far is written, or `limit` has passed. For the end of the process.
+    pub fn flush(&self, limit: Duration) {
+        let (done, wait) = sync_channel(1);
+        if self.queue.try_send(Message::Flush(done)).is_ok() {
+            let _ = wait.recv_timeout(limit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::testing::Sample;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn lines_reach_the_file_and_a_moved_file_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+        let format = Format::Custom("%REQ(:METHOD)% %RESPONSE_CODE%".to_owned());
+        let options = Options { target: Target::File(path.clone()), format };
+        let log = AccessLog::open(&options, &Telemetry::new()).unwrap();
+        let sample = Sample::default();
+        log.log(&sample.outcome());
+        log.flush(LONG);
+        std::fs::rename(&path, &moved).unwrap();
+        log.reopen();
+        log.log(&Outcome { status: 503, ..sample.outcome() });
+        log.flush(LONG);
+        assert_eq!(std::fs::read_to_string(moved).unwrap(), "GET 200\n");
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "GET 503\n");
+    }
+
+    #[test]
+    fn a_full_queue_drops_and_counts() {
+        let telemetry = Telemetry::new();
+        let (queue, _messages) = sync_channel(1);
+        let dropped = telemetry.access_log_dropped();
+        let log = AccessLog { format: Compiled::text("%PROTOCOL%").unwrap(), queue, dropped };
+        for _ in 0..3 {
+            log.log(&Sample::default().outcome());
+        }
+        assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 2\n"));
+    }
+
+    #[test]
+    fn long_lines_are_cut() {
+        let telemetry = Telemetry::new();
+        let (queue, messages) = sync_channel(1);
+        let dropped = telemetry.access_log_dropped();
+        let log = AccessLog { format: Compiled::text("%REQ(:PATH)%").unwrap(), queue, dropped };
+        let mut sample = Sample::default();
+        sample.head.set_target(&format!("/{}", "a".repeat(MAX_LINE_BYTES)));
+        log.log(&sample.outcome());
+        let Message::Line(line) = messages.recv().unwrap() else { panic!("not a line") };
+        assert_eq!((line.len(), line.last()), (MAX_LINE_BYTES, Some(&b'\n')));
+    }
+
+    #[test]
+    fn an_unusable_file_says_which() {
+        let target = Target::File("/proc/no-such-directory/log".into());
+        let error =
+            AccessLog::open(&Options { target, format: Format::Text }, &Telemetry::new()).err().unwrap();
+        assert!(error.contains("/proc/no-such-directory/log"), "{error}");
+    }
+
+    #[test]
+    fn formats_are_checked_when_parsed() {
+        assert_eq!("json".parse(), Ok(Format::Json));
+        assert!(Format::from_str("jsn").unwrap_err().contains("is no format"));
+        assert!(Format::from_str("%NOPE%").unwrap_err().contains("NOPE"));
+    }
+}

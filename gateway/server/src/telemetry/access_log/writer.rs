@@ -1,0 +1,132 @@
+//! The thread that writes lines out.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use super::Target;
+
+/// How long lines are gathered before they are written, while there are any. A worker that queues a line then need not
+/// wake the thread, which would cost it a system call.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Bytes written at once.
+const BATCH_BYTES: usize = 256 * 1024;
+
+/// What the thread is told.
+pub(super) enum Message {
+    /// A line, with its end.
+    Line(Vec<u8>),
+    /// The file was moved away.
+    Reopen,
+    /// Say when everything before this is written.
+    Flush(SyncSender<()>),
+}
+
+/// Opens the target and starts the thread. It ends when the log is dropped and its queue is empty.
+pub(super) fn start(target: Target, messages: Receiver<Message>) -> Result<(), String> {
+    let output = open(&target).map_err(|error| describe(&target, &error))?;
+    let writer = Writer { target, output, batch: Vec::with_capacity(BATCH_BYTES), failing: false };
+    thread::Builder::new()
+        .name("access-log".to_owned())
+        .spawn(move || writer.run(&messages))
+        .map_err(|error| format!("cannot start the thread that writes the access log: {error}"))?;
+    Ok(())
+}
+
+struct Writer {
+    target: Target,
+    output: Output,
+    batch: Vec<u8>,
+    failing: bool,
+}
+
+enum Output {
+    Stdout,
+    File(File),
+}
+
+impl Writer {
+    fn run(mut self, messages: &Receiver<Message>) {
+        while let Ok(first) = messages.recv() {
+            self.take(first);
+            loop {
+                let before = self.batch.len();
+                while let Ok(message) = messages.try_recv() {
+                    self.take(message);
+                }
+                if self.batch.len() == before && before == 0 {
+                    break;
+                }
+                self.write();
+                thread::sleep(GATHER);
+            }
+        }
+        self.write();
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Line(line) => {
+                self.batch.extend_from_slice(&line);
+                if self.batch.len() >= BATCH_BYTES {
+                    self.write();
+                }
+            }
+            Message::Reopen => {
+                self.write();
+                match open(&self.target) {
+                    Ok(output) => self.output = output,
+                    Err(error) => {
+                        tracing::error!("{}; the old file stays in use", describe(&self.target, &error))
+                    }
+                }
+            }
+            Message::Flush(done) => {
+                self.write();
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        let result = match &mut self.output {
+            Output::Stdout => io::stdout().lock().write_all(&self.batch).and_then(|()| io::stdout().flush()),
+            Output::File(file) => file.write_all(&self.batch),
+        };
+        self.batch.clear();
+        match result {
+            Ok(()) => self.failing = false,
+            // A full disk would otherwise fill the error log as well.
+            Err(_) if self.failing => {}
+            Err(error) => {
+                self.failing = true;
+                tracing::error!(
+                    "{}; lines are lost until it can be written again",
+                    describe(&self.target, &error)
+                );
+            }
+        }
+    }
+}
+
+fn open(target: &Target) -> io::Result<Output> {
+    match target {
+        Target::Stdout => Ok(Output::Stdout),
+        Target::File(path) => append(path).map(Output::File),
+    }
+}
+
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn describe(target: &Target, error: &io::Error) -> String {
+    match target {
+        Target::Stdout => format!("cannot write the access log to standard output: {error}"),
+        Target::File(path) => format!("cannot write the access log {}: {error}", path.display()),
+    }
+}

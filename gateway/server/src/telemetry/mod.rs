@@ -1,0 +1,17 @@
+//! What happened, for operators: metrics and access logs.
+//!
+//! A worker describes every request once, in an [`Outcome`], and gives it to its [`Recorder`] and to the
+//! [`access_log::AccessLog`]. Nothing here decides anything about a request, and nothing here makes a worker wait.
+
+pub mod access_log;
+pub mod exposition;
+mod metrics;
+pub mod outcome;
+mod recorder;
+mod series;
+#[cfg(test)]
+mod testing;
+
+pub use metrics::{Telemetry, backend_name, route_of};
+pub use outcome::{Outcome, Stages};
+pub use recorder::Recorder;

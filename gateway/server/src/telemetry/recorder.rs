@@ -1,0 +1,320 @@
+//! A worker's metrics: plain cells, found by a small key and poured into the shared series once a second.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use fieldgate_core::ir::{ListenerKey, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
+use metrics::{Counter, Gauge};
+use rustc_hash::FxHashMap;
+
+use super::metrics::{IstioLabels, IstioSeries, Telemetry};
+use super::outcome::{Outcome, STAGES};
+use super::series::LocalHistogram;
+
+/// Flushes without a request after which a cell is forgotten. Its counts are safe in the shared series; forgetting it
+/// lets go of the rule and the pool, which a reload may have replaced.
+const IDLE_FLUSHES: u32 = 60;
+
+/// The metrics of one worker.
+pub struct Recorder {
+    telemetry: Arc<Telemetry>,
+    cells: RefCell<FxHashMap<CellKey, SeriesCell>>,
+    stages: [LocalHistogram; STAGES.len()],
+    connections: RefCell<FxHashMap<ListenerKey, Connections>>,
+    retries: RefCell<FxHashMap<PoolKey, LocalCounter>>,
+    authz: RefCell<FxHashMap<(ObjectKey, PolicyAction, bool), LocalCounter>>,
+}
+
+/// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
+#[derive(PartialEq, Eq, Hash)]
+struct CellKey {
+    rule: usize,
+    pool: usize,
+    flags: usize,
+    backend: Option<u16>,
+    status: u16,
+    grpc_status: Option<u16>,
+    grpc: bool,
+}
+
+struct SeriesCell {
+    _rule: Option<Arc<Rule>>,
+    _pool: Option<Arc<Pool>>,
+    requests: LocalCounter,
+    split: Option<LocalCounter>,
+    shared: Arc<IstioSeries>,
+    duration: LocalHistogram,
+    request_bytes: LocalHistogram,
+    response_bytes: LocalHistogram,
+    idle: Cell<u32>,
+}
+
+struct LocalCounter {
+    count: Cell<u64>,
+    shared: Counter,
+}
+
+struct Connections {
+    active: Gauge,
+    total: LocalCounter,
+}
+
+impl Recorder {
+    /// The recorder of a worker.
+    pub fn new(telemetry: &Arc<Telemetry>, _worker: usize) -> Self {
+        Self {
+            telemetry: Arc::clone(telemetry),
+            cells: RefCell::default(),
+            stages: Default::default(),
+            connections: RefCell::default(),
+            retries: RefCell::default(),
+            authz: RefCell::default(),
+        }
+    }
+
+    /// Counts a request. To be called once for each.
+    pub fn record(&self, outcome: &Outcome<'_>) {
+        let grpc = outcome.head.is_grpc();
+        let key = CellKey {
+            rule: address(outcome.rule),
+            pool: address(outcome.pool),
+            flags: outcome.flags.as_ptr() as usize,
+            backend: outcome.backend.map(|b| b as u16),
+            status: outcome.status,
+            grpc_status: outcome.grpc_status,
+            grpc,
+        };
+        let mut cells = self.cells.borrow_mut();
+        let cell = cells.entry(key).or_insert_with(|| SeriesCell::new(&self.telemetry, outcome, grpc));
+        cell.record(outcome);
+        for (stage, duration) in outcome.stages.parts().into_iter().enumerate() {
+            if let Some(duration) = duration {
+                self.stages[stage].record(self.telemetry.stage(stage), duration.as_nanos() as u64);
+            }
+        }
+    }
+
+    /// Counts a connection that a client opened.
+    pub fn connection_opened(&self, listener: &ListenerKey) {
+        self.with_connections(listener, |c| {
+            c.active.increment(1.0);
+            c.total.add();
+        });
+    }
+
+    /// Counts its end.
+    pub fn connection_closed(&self, listener: &ListenerKey) {
+        self.with_connections(listener, |c| c.active.decrement(1.0));
+    }
+
+    /// Counts another try at a pool.
+    pub fn retried(&self, pool: &PoolKey) {
+        let mut retries = self.retries.borrow_mut();
+        if let Some(counter) = retries.get(pool) {
+            return counter.add();
+        }
+        let shared =
+            self.telemetry.counter("fieldgate_upstream_retries_total", &[("pool", &pool.to_string())]);
+        retries.entry(pool.clone()).or_insert(LocalCounter::new(shared)).add();
+    }
+
+    /// Counts a request that matched a policy.
+    pub fn authz(&self, policy: &ObjectKey, action: PolicyAction, dry_run: bool) {
+        let mut authz = self.authz.borrow_mut();
+        let counter = authz.entry((policy.clone(), action, dry_run)).or_insert_with(|| {
+            let name = format!("{}/{}", policy.namespace, policy.name);
+            let dry_run = if dry_run { "true" } else { "false" };
+            let labels = [("policy", &*name), ("action", action_name(action)), ("dry_run", dry_run)];
+            LocalCounter::new(self.telemetry.counter("fieldgate_authz_total", &labels))
+        });
+        counter.add();
+    }
+
+    /// Pours everything into the shared series. Called each second, and before a scrape.
+    pub fn flush(&self) {
+        self.cells.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
+        for (stage, local) in self.stages.iter().enumerate() {
+            local.flush(self.telemetry.stage(stage));
+        }
+        self.connections.borrow().values().for_each(|c| c.total.flush());
+        self.retries.borrow().values().for_each(LocalCounter::flush);
+        self.authz.borrow().values().for_each(LocalCounter::flush);
+    }
+
+    fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {
+        let mut connections = self.connections.borrow_mut();
+        if let Some(found) = connections.get(listener) {
+            return then(found);
+        }
+        let name = listener.to_string();
+        let labels = [("listener", &*name)];
+        let made = Connections {
+            active: self.telemetry.gauge("fieldgate_downstream_connections_active", &labels),
+            total: LocalCounter::new(
+                self.telemetry.counter("fieldgate_downstream_connections_total", &labels),
+            ),
+        };
+        then(connections.entry(listener.clone()).or_insert(made));
+    }
+}
+
+impl Drop for Recorder {
+    // What a worker counted while it drained is not lost.
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+impl SeriesCell {
+    fn new(telemetry: &Telemetry, outcome: &Outcome<'_>, grpc: bool) -> Self {
+        let split = outcome
+            .rule
+            .zip(outcome.backend)
+            .filter(|(rule, _)| rule.backends.len() > 1)
+            .map(|(rule, backend)| LocalCounter::new(telemetry.split(rule, backend)));
+        let shared = telemetry.istio(&IstioLabels {
+            pool: outcome.pool.map(|pool| &**pool),
+            grpc,
+            status: outcome.status,
+            grpc_status: outcome.grpc_status,
+            flags: outcome.flags,
+        });
+        Self {
+            _rule: outcome.rule.cloned(),
+            _pool: outcome.pool.cloned(),
+            requests: LocalCounter::new(shared.requests.clone()),
+            split,
+            shared,
+            duration: LocalHistogram::default(),
+            request_bytes: LocalHistogram::default(),
+            response_bytes: LocalHistogram::default(),
+            idle: Cell::new(0),
+        }
+    }
+
+    fn record(&self, outcome: &Outcome<'_>) {
+        self.requests.add();
+        if let Some(split) = &self.split {
+            split.add();
+        }
+        self.duration.record(&self.shared.duration, outcome.duration.as_nanos() as u64);
+        self.request_bytes.record(&self.shared.request_bytes, outcome.bytes_received);
+        self.response_bytes.record(&self.shared.response_bytes, outcome.bytes_sent);
+    }
+
+    /// Returns how many flushes in a row found nothing.
+    fn flush(&self) -> u32 {
+        if self.requests.count.get() == 0 {
+            self.idle.set(self.idle.get() + 1);
+            return self.idle.get();
+        }
+        self.idle.set(0);
+        self.requests.flush();
+        if let Some(split) = &self.split {
+            split.flush();
+        }
+        self.duration.flush(&self.shared.duration);
+        self.request_bytes.flush(&self.shared.request_bytes);
+        self.response_bytes.flush(&self.shared.response_bytes);
+        0
+    }
+}
+
+impl LocalCounter {
+    fn new(shared: Counter) -> Self {
+        Self { count: Cell::new(0), shared }
+    }
+
+    fn add(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn flush(&self) {
+        let count = self.count.take();
+        if count > 0 {
+            self.shared.increment(count);
+        }
+    }
+}
+
+fn address<T>(of: Option<&Arc<T>>) -> usize {
+    of.map_or(0, |arc| Arc::as_ptr(arc) as usize)
+}
+
+fn action_name(action: PolicyAction) -> &'static str {
+    match action {
+        PolicyAction::Audit => "AUDIT",
+        PolicyAction::Deny => "DENY",
+        PolicyAction::Allow => "ALLOW",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::testing::Sample;
+
+    #[test]
+    fn a_request_is_in_the_text_after_a_flush() {
+        let telemetry = Telemetry::new();
+        let recorder = Recorder::new(&telemetry, 0);
+        let sample = Sample::default();
+        recorder.record(&sample.outcome());
+        recorder.record(&sample.outcome());
+        assert!(!telemetry.render(|_| ()).contains("response_code"));
+        recorder.flush();
+        let text = telemetry.render(|_| ());
+        let line = text.lines().find(|l| l.starts_with("istio_requests_total{")).unwrap();
+        assert!(line.starts_with("istio_requests_total{reporter=\"source\",source_workload=\"fieldgate\","));
+        assert!(line.contains("destination_service=\"shop.default.svc.cluster.local\""), "{line}");
+        assert!(line.ends_with("connection_security_policy=\"unknown\"} 2"), "{line}");
+        let split = "fieldgate_split_requests_total{route=\"default/shop\",rule=\"default/shop#1\",\
+            backend=\"Service default/shop:80\"} 2\n";
+        assert!(text.contains(split), "{text}");
+        assert!(text.contains("fieldgate_request_stage_seconds_bucket{stage=\"connect\",le=\"0.001\"} 2\n"));
+        assert!(text.contains("fieldgate_request_stage_seconds_count{stage=\"tls\"} 0\n"));
+        let duration =
+            text.lines().find(|l| l.starts_with("istio_request_duration_milliseconds_sum")).unwrap();
+        assert!(duration.ends_with("} 14"), "{duration}");
+    }
+
+    #[test]
+    fn idle_cells_let_go_of_their_rule_and_keep_their_count() {
+        let telemetry = Telemetry::new();
+        let recorder = Recorder::new(&telemetry, 0);
+        let sample = Sample::default();
+        recorder.record(&sample.outcome());
+        for _ in 0..=IDLE_FLUSHES {
+            recorder.flush();
+        }
+        assert_eq!(Arc::strong_count(&sample.rule), 1);
+        recorder.record(&sample.outcome());
+        recorder.flush();
+        let text = telemetry.render(|_| ());
+        assert!(text.lines().any(|l| l.starts_with("istio_requests_total{") && l.ends_with("} 2")));
+    }
+
+    #[test]
+    fn connections_retries_and_policies() {
+        let telemetry = Telemetry::new();
+        let recorder = Recorder::new(&telemetry, 0);
+        let sample = Sample::default();
+        recorder.connection_opened(&sample.listener);
+        recorder.connection_opened(&sample.listener);
+        recorder.connection_closed(&sample.listener);
+        recorder.retried(&sample.pool.key);
+        let policy =
+            ObjectKey { kind: "AuthorizationPolicy", namespace: "default".into(), name: "deny".into() };
+        recorder.authz(&policy, PolicyAction::Deny, true);
+        drop(recorder);
+        let text = telemetry.render(|_| ());
+        for line in [
+            "fieldgate_downstream_connections_active{listener=\"default/edge/http\"} 1",
+            "fieldgate_downstream_connections_total{listener=\"default/edge/http\"} 2",
+            "fieldgate_upstream_retries_total{pool=\"Service default/shop:80\"} 1",
+            "fieldgate_authz_total{policy=\"default/deny\",action=\"DENY\",dry_run=\"true\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
+        }
+    }
+}
