@@ -64,6 +64,11 @@ impl<'t> Builder<'t> {
             Event::MappingStart(anchor, _) => (self.mapping(depth)?, anchor),
             _ => (Value::Null, 0),
         };
+        // The events place an indented list at its dash and another at its first item: here it is always the item.
+        let (line, column) = match &value {
+            Value::Seq(items) => items.first().map_or((line, column), |i| (i.line, i.column)),
+            _ => (line, column),
+        };
         let node = Node { line, column, value };
         if anchor != 0 {
             self.spend(&node)?;

@@ -1,12 +1,13 @@
 //! Text to a tree of nodes that know their line and column, and from there to typed values.
 //!
-//! Two readers make the same tree:
+//! Three readers make the same tree: [`fast`] for the plain block style in which nearly every object is written,
 //! [`events`] (on `saphyr-parser`) for all of YAML 1.2, and [`json`] for what begins like JSON. Nothing here knows
 //! what an object of Kubernetes is.
 
 mod de;
 pub(crate) mod events;
 mod explain;
+mod fast;
 mod json;
 mod path;
 mod scalar;
@@ -101,7 +102,7 @@ pub fn parse(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
     if looks_like_json(text) {
         return json::parse(text);
     }
-    events::parse(text)
+    fast::parse(text).map_or_else(|| events::parse(text), Ok)
 }
 
 fn looks_like_json(text: &str) -> bool {
