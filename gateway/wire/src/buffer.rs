@@ -190,7 +190,10 @@ impl PooledBuf {
         R: AsyncRead + Unpin + ?Sized,
     {
         if self.spare_len() == 0 {
-            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidInput, "no room left in the buffer")));
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no room left in the buffer",
+            )));
         }
         let mut target = ReadBuf::new(&mut self.storage[self.end..]);
         ready!(Pin::new(reader).poll_read(cx, &mut target))?;

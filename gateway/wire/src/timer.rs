@@ -487,7 +487,7 @@ mod tests {
         driven(&wheel, async {
             let deadline = wheel.register();
             let start = Instant::now();
-            deadline.set(Duration::from_secs(60));
+            deadline.set(Duration::from_mins(1));
             deadline.set(Duration::from_secs(1));
             deadline.set(Duration::from_secs(5));
             let took = expiry(&deadline).await - start;
@@ -531,11 +531,11 @@ mod tests {
         let wheel = Wheel::default();
         let ((), polls) = driven(&wheel, async {
             let deadline = wheel.register();
-            sleep(Duration::from_secs(3600)).await;
+            sleep(Duration::from_hours(1)).await;
             deadline.set(Duration::from_secs(1));
             expiry(&deadline).await;
             deadline.clear();
-            sleep(Duration::from_secs(3600)).await;
+            sleep(Duration::from_hours(1)).await;
         })
         .await;
         // At the start; for `set`; one tick that finds nothing new; when it is due.
@@ -546,7 +546,9 @@ mod tests {
     async fn idle_connections_with_far_deadlines_cost_one_visit_per_turn_of_the_wheel() {
         let wheel = Wheel::default();
         let idle: Vec<_> = (0..20_000).map(|_| wheel.register()).collect();
-        idle.iter().for_each(|deadline| deadline.set(Duration::from_secs(3600)));
+        for deadline in &idle {
+            deadline.set(Duration::from_hours(1));
+        }
         driven(&wheel, async {
             let busy = wheel.register();
             // Ten minutes of requests, one per tick, are under six turns of the wheel.
@@ -566,7 +568,7 @@ mod tests {
         let wheel = Wheel::default();
         let deadline = wheel.register();
         for _ in 0..1_000 {
-            deadline.set(Duration::from_secs(60));
+            deadline.set(Duration::from_mins(1));
             deadline.set(Duration::from_secs(10));
             deadline.clear();
         }
@@ -583,7 +585,9 @@ mod tests {
                 .map(|_| {
                     let deadlines = [wheel.register(), wheel.register()];
                     spawn_local(async move {
-                        deadlines.iter().for_each(|deadline| deadline.set(Duration::from_secs(1)));
+                        for deadline in &deadlines {
+                            deadline.set(Duration::from_secs(1));
+                        }
                         expiry(&deadlines[0]).await;
                     })
                 })
