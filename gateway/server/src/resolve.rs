@@ -21,7 +21,8 @@ pub const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 pub struct Resolved {
     /// The name that was looked up.
     pub host: Arc<str>,
-    /// Its addresses, sorted. Never empty: a name that has no addresses any more keeps its last ones.
+    /// Its addresses, sorted. Empty only in the first report of a name that does not resolve: later failures leave the
+    /// last addresses in use and are not reported.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -132,6 +133,9 @@ impl Watch {
                     ttl.clamp(self.shortest, self.longest)
                 }
                 Err(error) => {
+                    if failures == 0 && self.last.is_empty() {
+                        report(Resolved { host: Arc::clone(&self.host), addresses: Vec::new() });
+                    }
                     if failures == 0 {
                         let kept = self.last.len();
                         tracing::warn!(host = %self.host, %error, kept, "the name does not resolve; its last addresses stay in use");
@@ -255,6 +259,17 @@ mod tests {
 
         *answer.lock().unwrap() = Answer::Addresses(vec![Ipv4Addr::new(10, 0, 0, 3)]);
         assert_eq!(answers.recv().await.unwrap().addresses, ["10.0.0.3".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_never_resolved_is_reported_without_addresses_once() {
+        let answer = Arc::new(Mutex::new(Answer::Failure));
+        let (asked, _questions) = mpsc::unbounded_channel();
+        let (mut resolver, mut answers) = resolver(name_server(Arc::clone(&answer), asked).await);
+        resolver.reconcile(&[name("vm.example.")]);
+        assert_eq!(answers.recv().await.unwrap().addresses, []);
+        *answer.lock().unwrap() = Answer::Addresses(vec![Ipv4Addr::LOCALHOST]);
+        assert_eq!(answers.recv().await.unwrap().addresses, [IpAddr::from(Ipv4Addr::LOCALHOST)]);
     }
 
     #[tokio::test]

@@ -1,0 +1,365 @@
+//! The control side: from changed files and DNS answers to what workers serve.
+//!
+//! One task owns everything that changes and handles one event after the other, so that the order of what is published
+//! is the order of what happened. It compiles, publishes by one pointer swap, and then makes sockets and health checks
+//! follow. Nothing here runs on a worker, and no request ever waits for anything here.
+
+mod dns;
+mod problems;
+mod sockets;
+mod tls;
+mod view;
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use fieldgate_config::diagnostic::Severity;
+use fieldgate_config::{Configuration, Diagnostic};
+use fieldgate_core::Snapshot;
+use fieldgate_core::ir::{Config, ListenerKey, Touched};
+use fieldgate_plugins::authz::Authorizer;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::health::Checks;
+use crate::published::{Published, Shared};
+use crate::resolve::{Resolved, Resolver};
+use crate::source::Update;
+use crate::worker::{Command, WorkerHandle};
+use dns::DnsPools;
+use problems::Problems;
+use sockets::Sockets;
+pub use view::{ListenerView, View};
+
+/// How long new DNS names may hold back the configuration that needs them. Without it a pool would be published empty and
+/// answer 503 for as long as its first lookup takes.
+const DNS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Listening sockets with the addresses as configured.
+pub type NamedSockets = Vec<(SocketAddr, TcpListener)>;
+
+/// What can happen.
+pub enum Event {
+    /// Files changed.
+    Source(Update),
+    /// A name resolves to other addresses.
+    Resolved(Resolved),
+    /// The next process asks for the listening sockets. Dropped unanswered if there is nothing to hand over any more.
+    HandOver(oneshot::Sender<NamedSockets>),
+    /// Stop accepting, finish what is in flight.
+    Drain {
+        /// When it is over at the latest.
+        deadline: Duration,
+    },
+}
+
+/// Sends events to the control task.
+#[derive(Clone)]
+pub struct ControlHandle {
+    events: mpsc::UnboundedSender<Event>,
+}
+
+impl ControlHandle {
+    /// Sends an event. After the end of the control task, which is the end of the process, it goes nowhere.
+    pub fn send(&self, event: Event) {
+        let _ = self.events.send(event);
+    }
+
+    /// The listening sockets as they are now, unless the process drains.
+    pub async fn sockets(&self) -> Option<NamedSockets> {
+        let (reply, sockets) = oneshot::channel();
+        self.send(Event::HandOver(reply));
+        sockets.await.ok()
+    }
+}
+
+/// Makes the channel of a control task before the task itself.
+pub fn channel() -> (ControlHandle, mpsc::UnboundedReceiver<Event>) {
+    let (events, receiver) = mpsc::unbounded_channel();
+    (ControlHandle { events }, receiver)
+}
+
+/// What the admin server shows and can ask for.
+pub struct AdminState {
+    /// What all threads share.
+    pub shared: Arc<Shared>,
+    /// The workers.
+    pub workers: Vec<Arc<WorkerHandle>>,
+    /// What the control side knows.
+    pub view: Arc<ArcSwap<View>>,
+    /// The control task.
+    pub control: ControlHandle,
+    /// How long a drain that is asked for here may take.
+    pub drain_time: Duration,
+    /// Set to end the process at once.
+    pub quit: watch::Sender<bool>,
+}
+
+impl AdminState {
+    /// Whether all that is configured is being served.
+    pub fn is_ready(&self) -> bool {
+        self.view.load().is_ready() && !self.shared.draining.load(Ordering::Relaxed)
+    }
+
+    /// Begins the drain that SIGTERM begins.
+    pub fn drain(&self) {
+        self.control.send(Event::Drain { deadline: self.drain_time });
+    }
+}
+
+/// The state of the control task.
+pub struct Control {
+    shared: Arc<Shared>,
+    view: Arc<ArcSwap<View>>,
+    configuration: Configuration,
+    /// As translated, DNS names and all.
+    base: Config,
+    /// What may differ from the published configuration.
+    touched: Option<Touched>,
+    document_diagnostics: Vec<Diagnostic>,
+    source_diagnostics: Vec<Diagnostic>,
+    dns: DnsPools,
+    resolver: Resolver,
+    patience_until: Option<Instant>,
+    checks: Checks,
+    sockets: Sockets,
+    tls: tls::Configs,
+    problems: Problems,
+    generation: u64,
+    loaded: SystemTime,
+    /// Told when something is published.
+    published: watch::Sender<u64>,
+    /// Told when a drain begins.
+    draining: watch::Sender<Option<Duration>>,
+}
+
+/// What a control task is made of.
+pub struct Parts {
+    /// What all threads share.
+    pub shared: Arc<Shared>,
+    /// How many workers there are.
+    pub workers: usize,
+    /// How they are told; the number is the worker's index.
+    pub send: Box<dyn Fn(usize, Command) + Send + Sync>,
+    /// Listening sockets of the process before.
+    pub inherited: NamedSockets,
+    /// Reports new answers back as [`Event::Resolved`].
+    pub resolver: Resolver,
+}
+
+impl Control {
+    /// Nothing is configured yet; everything comes by events.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { shared, workers, send, inherited, resolver } = parts;
+        Self {
+            shared,
+            view: Arc::default(),
+            configuration: Configuration::default(),
+            base: Config::default(),
+            touched: Some(Touched::All),
+            document_diagnostics: Vec::new(),
+            source_diagnostics: Vec::new(),
+            dns: DnsPools::default(),
+            resolver,
+            patience_until: None,
+            checks: Checks::default(),
+            sockets: Sockets::new(workers, inherited, send),
+            tls: tls::Configs::default(),
+            problems: Problems::default(),
+            generation: 0,
+            loaded: SystemTime::UNIX_EPOCH,
+            published: watch::Sender::new(0),
+            draining: watch::Sender::new(None),
+        }
+    }
+
+    /// What the admin server reads.
+    pub fn view(&self) -> Arc<ArcSwap<View>> {
+        Arc::clone(&self.view)
+    }
+
+    /// The generation published last, as it changes.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.published.subscribe()
+    }
+
+    /// The deadline of the drain, once one has begun.
+    pub fn draining(&self) -> watch::Receiver<Option<Duration>> {
+        self.draining.subscribe()
+    }
+
+    /// Handles events until nobody can send any.
+    pub async fn run(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        loop {
+            let event = match self.next_deadline() {
+                None => events.recv().await,
+                Some(deadline) => match tokio::time::timeout_at(deadline, events.recv()).await {
+                    Ok(event) => event,
+                    Err(_) => {
+                        self.on_time(Instant::now());
+                        continue;
+                    }
+                },
+            };
+            match event {
+                Some(event) => self.on_event(event),
+                None => return,
+            }
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        [self.patience_until, self.sockets.retry_at()].into_iter().flatten().min()
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Source(update) => self.on_update(update),
+            Event::Resolved(resolved) => {
+                self.dns.answer(resolved);
+                self.settle();
+            }
+            Event::HandOver(reply) => self.hand_over(reply),
+            Event::Drain { deadline } => self.drain(deadline),
+        }
+    }
+
+    fn on_time(&mut self, now: Instant) {
+        if self.patience_until.is_some_and(|until| until <= now) {
+            self.publish();
+        }
+        if self.sockets.retry_at().is_some_and(|at| at <= now) {
+            self.sockets.retry();
+            self.report();
+        }
+    }
+
+    fn on_update(&mut self, update: Update) {
+        self.source_diagnostics = update.diagnostics;
+        let outcome = self.configuration.apply(update.changes);
+        self.document_diagnostics = outcome.diagnostics;
+        if outcome.changed {
+            self.base = outcome.config;
+            self.touched = Some(merge(self.touched.take(), outcome.touched));
+            self.resolver.reconcile(dns::names(&self.base));
+        }
+        self.settle();
+    }
+
+    /// Publishes, unless that would publish a pool whose names are being looked up for the first time.
+    fn settle(&mut self) {
+        if self.dns.unanswered(&self.base) {
+            self.patience_until.get_or_insert_with(|| Instant::now() + DNS_PATIENCE);
+            self.report();
+        } else {
+            self.publish();
+        }
+    }
+
+    fn publish(&mut self) {
+        self.patience_until = None;
+        let before = self.shared.published.load_full();
+        let config = self.dns.fill(&self.base);
+        let touched = self.touched.take();
+        // Routes are compared by who touched them; pools here, as DNS answers touch only those.
+        if touched.is_none() && config.pools == before.snapshot.config.pools {
+            self.report();
+            return;
+        }
+        let touched = touched.unwrap_or(Touched::Routes(Vec::new()));
+        let snapshot = Arc::new(Snapshot::compile(Some(&before.snapshot), config, &touched, self.generation + 1));
+        self.tls.reconcile(&snapshot);
+        let published = Published {
+            authorizers: authorizers(&snapshot, &before),
+            tls: self.tls.by_address(),
+            access_log: before.access_log.clone(),
+            snapshot: Arc::clone(&snapshot),
+        };
+        self.shared.published.store(Arc::new(published));
+        self.generation += 1;
+        self.loaded = SystemTime::now();
+        let routes = snapshot.config.routes.len();
+        tracing::info!(generation = self.generation, routes, pools = snapshot.config.pools.len(), "configuration published");
+        self.checks.reconcile(&snapshot);
+        self.sockets.reconcile(snapshot.addresses().map(|table| table.address));
+        self.report();
+        self.published.send_replace(self.generation);
+    }
+
+    /// Says what is wrong, in the log and in the view.
+    fn report(&mut self) {
+        let published = self.shared.published.load_full();
+        let documents = self.source_diagnostics.iter().chain(&self.document_diagnostics);
+        let from_documents = documents.clone().map(|diagnostic| (diagnostic.severity, diagnostic.to_string()));
+        let from_compile = published.snapshot.rejections.iter().map(|rejection| (Severity::Error, rejection.to_string()));
+        let from_tls = self.tls.failures().map(|text| (Severity::Error, text));
+        let from_sockets = self.sockets.failures().map(|(_, why)| (Severity::Error, why.to_owned()));
+        self.problems.update(from_documents.chain(from_compile).chain(from_tls).chain(from_sockets));
+        let listeners = published.snapshot.addresses().map(|table| ListenerView {
+            address: table.address,
+            listeners: table.listeners.iter().map(|listener| listener.ir.key.clone()).collect(),
+            state: self.sockets.state(table.address),
+            tls: published.tls.get(&table.address).map(|tls| tls.as_ref().map(|_| ()).map_err(Clone::clone)),
+        });
+        self.view.store(Arc::new(View {
+            generation: self.generation,
+            loaded: self.loaded,
+            diagnostics: documents.cloned().collect(),
+            listeners: listeners.collect(),
+            statuses: self.configuration.statuses(),
+        }));
+    }
+
+    fn hand_over(&self, reply: oneshot::Sender<NamedSockets>) {
+        if self.shared.draining.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.sockets.handles() {
+            Ok(handles) => drop(reply.send(handles)),
+            Err(error) => tracing::error!(%error, "cannot duplicate the listening sockets for the next process"),
+        }
+    }
+
+    fn drain(&mut self, deadline: Duration) {
+        if self.shared.draining.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        tracing::info!(?deadline, "draining: no new connections; requests in flight finish");
+        self.sockets.drain(deadline);
+        self.draining.send_replace(Some(deadline));
+        self.report();
+    }
+}
+
+/// Two changes that are published as one.
+fn merge(a: Option<Touched>, b: Touched) -> Touched {
+    match (a, b) {
+        (None, b) => b,
+        (Some(Touched::All), _) | (_, Touched::All) => Touched::All,
+        (Some(Touched::Routes(mut a)), Touched::Routes(b)) => {
+            a.extend(b);
+            Touched::Routes(a)
+        }
+    }
+}
+
+/// One authorizer per listener; those whose policies are the very same objects are kept.
+fn authorizers(snapshot: &Snapshot, before: &Published) -> HashMap<ListenerKey, Arc<Authorizer>> {
+    let mut out = HashMap::new();
+    for listener in snapshot.addresses().flat_map(|table| &table.listeners) {
+        let key = &listener.ir.key;
+        out.entry(key.clone()).or_insert_with(|| {
+            let same = |old: &&Arc<Authorizer>| {
+                let (old, new) = (old.policies(), &listener.policies);
+                old.len() == new.len() && old.iter().zip(new.iter()).all(|(a, b)| Arc::ptr_eq(a, b))
+            };
+            let kept = before.authorizers.get(key).filter(same);
+            kept.map_or_else(|| Arc::new(Authorizer::new(&listener.policies)), Arc::clone)
+        });
+    }
+    out
+}

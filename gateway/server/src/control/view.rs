@@ -1,0 +1,52 @@
+//! What the control side knows, for the admin server: a value, replaced whole.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use fieldgate_config::{Diagnostic, ObjectStatus};
+use fieldgate_core::ir::ListenerKey;
+
+/// The state of the configuration.
+pub struct View {
+    /// Goes up by one with each publication; 0 is "nothing published yet".
+    pub generation: u64,
+    /// When it was published.
+    pub loaded: SystemTime,
+    /// What is wrong with files and objects. What could not be compiled is in the snapshot's rejections.
+    pub diagnostics: Vec<Diagnostic>,
+    /// One per address.
+    pub listeners: Vec<ListenerView>,
+    /// Gateway API's conditions of every object.
+    pub statuses: Vec<ObjectStatus>,
+}
+
+/// An address to listen on.
+pub struct ListenerView {
+    /// As configured.
+    pub address: SocketAddr,
+    /// The listeners that share it.
+    pub listeners: Vec<ListenerKey>,
+    /// How many sockets listen, or why none does (the listener's `Programmed` is `False` then).
+    pub state: Result<usize, String>,
+    /// `None` without TLS; else whether it has a certificate to show.
+    pub tls: Option<Result<(), String>>,
+}
+
+impl View {
+    /// Whether something is published and everything that it names listens.
+    pub fn is_ready(&self) -> bool {
+        self.generation > 0 && self.listeners.iter().all(|listener| listener.state.is_ok())
+    }
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            generation: 0,
+            loaded: SystemTime::UNIX_EPOCH,
+            diagnostics: Vec::new(),
+            listeners: Vec::new(),
+            statuses: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The process: starts workers and the control task, and ends them in good order.
+//!
+//! pingora-core's `Server` hosts it: it runs the service's runtime and its main loop. What a signal means is decided here,
+//! in [`Signals`], and pingora learns of an end only when it is safe; why is in
+//! `docs/decisions/0002-pingora-hosts-the-process.md`.
+
+mod handover;
+mod pid_file;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use fieldgate_core::Snapshot;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora_core::services::Service;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admin;
+use crate::control::{self, AdminState, Control, ControlHandle, Event, Parts};
+use crate::published::{Published, Shared};
+use crate::resolve::Resolver;
+use crate::source::{Source, Watcher};
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{self, AccessLog};
+use crate::worker::{self, WorkerHandle};
+use handover::{Takeover, UpgradeSocket};
+use pid_file::PidFile;
+
+/// Threads of the control runtime: compiling on one must not stop checks and answers on the other.
+const CONTROL_THREADS: usize = 2;
+/// How long workers may take beyond their own deadline before the process ends without them.
+const OVERTIME: Duration = Duration::from_secs(2);
+/// How often ended workers are looked for while draining.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// What `fieldgate run` was told.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// Files and directories; `-` is standard input.
+    pub config: Vec<PathBuf>,
+    /// Where the admin server listens; `None` is nowhere.
+    pub admin: Option<SocketAddr>,
+    /// How many workers; `None` is one per core that the process may use.
+    pub workers: Option<usize>,
+    /// How long requests in flight may take to finish at the end.
+    pub drain_time: Duration,
+    /// Holds the process id while the process serves.
+    pub pid_file: Option<PathBuf>,
+    /// Take the listening sockets from the process that serves now.
+    pub upgrade: bool,
+    /// Where the process that serves and the one that follows it meet.
+    pub upgrade_socket: Option<PathBuf>,
+    /// Where requests are logged.
+    pub access_log: Option<access_log::Options>,
+}
+
+impl Default for RunOptions {
+    fn default() -> Self {
+        Self {
+            config: Vec::new(),
+            admin: None,
+            workers: None,
+            drain_time: Duration::from_secs(30),
+            pid_file: None,
+            upgrade: false,
+            upgrade_socket: None,
+            access_log: None,
+        }
+    }
+}
+
+/// Runs the gateway until it is told to end. Logging must be set up before.
+pub fn run(options: RunOptions) -> ExitCode {
+    let (control, events) = control::channel();
+    let end = Arc::new(watch::Sender::new(None));
+    let signals = Signals { control: control.clone(), drain_time: options.drain_time, end: end.subscribe() };
+    let gateway = Gateway { start: Some(Start { options, control, events, end: Arc::clone(&end) }) };
+    let conf = ServerConf {
+        threads: CONTROL_THREADS,
+        work_stealing: true,
+        // By the time pingora hears of an end, everything has drained.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(0),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    server.add_service(gateway);
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    let failed = matches!(*end.borrow(), Some(End::Failed));
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// How the process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// All that was in flight finished, or the deadline passed.
+    Drained,
+    /// It could not start.
+    Failed,
+    /// At once.
+    Quit,
+}
+
+/// Signals, for pingora's main loop. SIGTERM drains and SIGINT quits; SIGQUIT, pingora's sign for an upgrade, needs no
+/// action, as the next process takes the sockets by itself.
+struct Signals {
+    control: ControlHandle,
+    drain_time: Duration,
+    end: watch::Receiver<Option<End>>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut end = self.end.clone();
+        let mut terminate = listen_for(SignalKind::terminate());
+        let mut interrupt = listen_for(SignalKind::interrupt());
+        let mut quit = listen_for(SignalKind::quit());
+        loop {
+            tokio::select! {
+                () = received(&mut terminate) => self.control.send(Event::Drain { deadline: self.drain_time }),
+                () = received(&mut interrupt) => {
+                    tracing::info!("interrupted: ending at once");
+                    return ShutdownSignal::FastShutdown;
+                }
+                () = received(&mut quit) => {
+                    tracing::info!("SIGQUIT: a process started with --upgrade takes over by itself; going on until it does");
+                }
+                ended = end.wait_for(Option::is_some) => {
+                    let quick = matches!(ended.as_deref(), Ok(Some(End::Quit)) | Err(_));
+                    return if quick { ShutdownSignal::FastShutdown } else { ShutdownSignal::GracefulTerminate };
+                }
+            }
+        }
+    }
+}
+
+fn listen_for(kind: SignalKind) -> Option<Signal> {
+    signal(kind).inspect_err(|error| tracing::error!(%error, ?kind, "cannot listen for a signal")).ok()
+}
+
+/// Never ends for a signal that cannot be had.
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) if signal.recv().await.is_some() => (),
+        _ => std::future::pending().await,
+    }
+}
+
+/// The one service of the process.
+struct Gateway {
+    start: Option<Start>,
+}
+
+#[async_trait]
+impl Service for Gateway {
+    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+        let Some(start) = self.start.take() else { return };
+        let end = Arc::clone(&start.end);
+        let how = match start.run().await {
+            Ok(how) => how,
+            Err(message) => {
+                tracing::error!("cannot start: {message}");
+                End::Failed
+            }
+        };
+        end.send_replace(Some(how));
+    }
+
+    fn name(&self) -> &'static str {
+        "control"
+    }
+
+    fn threads(&self) -> Option<usize> {
+        Some(CONTROL_THREADS)
+    }
+}
+
+struct Start {
+    options: RunOptions,
+    control: ControlHandle,
+    events: tokio::sync::mpsc::UnboundedReceiver<Event>,
+    end: Arc<watch::Sender<Option<End>>>,
+}
+
+impl Start {
+    async fn run(self) -> Result<End, String> {
+        let Self { options, control, events, .. } = self;
+        let mut takeover = take_over(&options)?;
+        let paths = options.config.clone();
+        let opened = tokio::task::spawn_blocking(move || Source::open(&paths)).await;
+        let (source, first) = opened.map_err(|error| error.to_string())??;
+        let shared = shared(&options)?;
+        let workers = spawn_workers(&options, &shared)?;
+        let task = Control::new(Parts {
+            shared: Arc::clone(&shared),
+            workers: workers.len(),
+            send: tell(&workers),
+            inherited: takeover.as_mut().map(Takeover::take_sockets).unwrap_or_default(),
+            resolver: resolver(&control),
+        });
+        let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());
+        control.send(Event::Source(first));
+        tokio::spawn(task.run(events));
+        let _watcher = watch_source(source, &control)?;
+        let quit = watch::Sender::new(false);
+        let mut quit_asked = quit.subscribe();
+        let state = Arc::new(AdminState {
+            shared: Arc::clone(&shared),
+            workers: workers.clone(),
+            view,
+            control: control.clone(),
+            drain_time: options.drain_time,
+            quit,
+        });
+        let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
+        let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;
+        // What the first configuration names listens from here on.
+        let first_published = generations.wait_for(|generation| *generation > 0);
+        first_published.await.map_err(|_| "the control task ended".to_owned())?;
+        if let Some(takeover) = takeover
+            && let Err(error) = takeover.acknowledge()
+        {
+            // Whatever became of it, this process has the sockets and serves.
+            tracing::warn!(%error, "the process before could not be told that this one serves; it may be gone");
+        }
+        // From here on a failure must not end the process: nobody else serves any more.
+        let _pid_file = options.pid_file.as_deref().and_then(|path| logged(PidFile::write(path)));
+        let upgrade_socket = options.upgrade_socket.as_deref().and_then(|path| logged(UpgradeSocket::bind(path)));
+        tokio::spawn(reopen_on_usr1(Arc::clone(&shared)));
+        tracing::info!(workers = workers.len(), pid = std::process::id(), "fieldgate serves");
+
+        let drained = drained(&workers, draining);
+        tokio::pin!(drained);
+        tokio::select! {
+            () = &mut drained => return Ok(End::Drained),
+            _ = quit_asked.wait_for(|asked| *asked) => return Ok(End::Quit),
+            () = handed_over(upgrade_socket, admin_socket, &control) => (),
+        }
+        // The next process answers there now.
+        if let Some(task) = admin_task {
+            task.abort();
+        }
+        control.send(Event::Drain { deadline: options.drain_time });
+        drained.await;
+        Ok(End::Drained)
+    }
+}
+
+fn logged<T>(result: Result<T, String>) -> Option<T> {
+    result.inspect_err(|message| tracing::error!("{message}")).ok()
+}
+
+fn take_over(options: &RunOptions) -> Result<Option<Takeover>, String> {
+    if !options.upgrade {
+        return Ok(None);
+    }
+    let Some(path) = &options.upgrade_socket else {
+        return Err("--upgrade needs --upgrade-socket, with the path that the serving process was given".to_owned());
+    };
+    Takeover::request(path).map(Some)
+}
+
+fn shared(options: &RunOptions) -> Result<Arc<Shared>, String> {
+    let telemetry = Telemetry::new();
+    let access_log = options.access_log.as_ref().map(|log| AccessLog::open(log, &telemetry)).transpose()?;
+    let published = Published {
+        snapshot: Arc::new(Snapshot::empty()),
+        authorizers: std::collections::HashMap::new(),
+        tls: std::collections::HashMap::new(),
+        access_log,
+    };
+    Ok(Arc::new(Shared {
+        published: Arc::new(ArcSwap::from_pointee(published)),
+        telemetry,
+        started: Instant::now(),
+        draining: AtomicBool::new(false),
+    }))
+}
+
+fn spawn_workers(options: &RunOptions, shared: &Arc<Shared>) -> Result<Vec<Arc<WorkerHandle>>, String> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let count = options.workers.unwrap_or_else(cores).max(1);
+    (0..count)
+        .map(|index| worker::spawn(index, Arc::clone(shared)).map(Arc::new))
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("cannot start {count} workers: {error}"))
+}
+
+fn tell(workers: &[Arc<WorkerHandle>]) -> Box<dyn Fn(usize, worker::Command) + Send + Sync> {
+    let workers = workers.to_vec();
+    Box::new(move |index, command| workers[index].send(command))
+}
+
+fn resolver(control: &ControlHandle) -> Resolver {
+    let control = control.clone();
+    Resolver::system(move |resolved| control.send(Event::Resolved(resolved)))
+}
+
+fn watch_source(source: Source, control: &ControlHandle) -> Result<Watcher, String> {
+    let control = control.clone();
+    source.watch(move |update| control.send(Event::Source(update)))
+}
+
+/// The socket, to be handed to the next process, and the task that serves it.
+type Admin = (Option<std::net::TcpListener>, Option<tokio::task::JoinHandle<()>>);
+
+async fn serve_admin(
+    options: &RunOptions,
+    inherited: Option<std::net::TcpListener>,
+    state: Arc<AdminState>,
+) -> Result<Admin, String> {
+    let Some(address) = options.admin else { return Ok((None, None)) };
+    let failed = |error: std::io::Error| format!("the admin server cannot listen on {address} (--admin): {error}");
+    // A socket bound to another address than the one that is asked for now is of no use.
+    let usable = |socket: &std::net::TcpListener| {
+        socket.local_addr().is_ok_and(|bound| bound == address || (address.port() == 0 && bound.ip() == address.ip()))
+    };
+    let listener = match inherited.filter(usable) {
+        Some(socket) => TcpListener::from_std(socket),
+        None => TcpListener::bind(address).await,
+    }
+    .map_err(failed)?;
+    let bound = listener.local_addr().map_err(failed)?;
+    let socket = listener.into_std().map_err(failed)?;
+    let listener = TcpListener::from_std(socket.try_clone().map_err(failed)?).map_err(failed)?;
+    tracing::info!(address = %bound, "admin server listening");
+    let task = tokio::spawn(async move { drop(admin::serve(listener, state).await) });
+    Ok((Some(socket), Some(task)))
+}
+
+/// Ends once the next process has taken over.
+async fn handed_over(socket: Option<UpgradeSocket>, admin: Option<std::net::TcpListener>, control: &ControlHandle) {
+    match socket {
+        Some(socket) => socket.serve(control, admin.as_ref()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends once a drain that has begun is over.
+async fn drained(workers: &[Arc<WorkerHandle>], mut draining: watch::Receiver<Option<Duration>>) {
+    let deadline = match draining.wait_for(Option::is_some).await {
+        Ok(begun) => begun.unwrap_or_default(),
+        // The control task is gone, and with it all that could ask for a drain.
+        Err(_) => return std::future::pending().await,
+    };
+    let begun = Instant::now();
+    let mut poll = tokio::time::interval(DRAIN_POLL);
+    while workers.iter().any(|worker| !worker.is_finished()) {
+        poll.tick().await;
+        if begun.elapsed() > deadline + OVERTIME {
+            tracing::warn!(?deadline, "some workers have not ended in time; ending without them");
+            return;
+        }
+    }
+    tracing::info!(took = ?begun.elapsed(), "drained");
+}
+
+/// As log rotation expects it.
+async fn reopen_on_usr1(shared: Arc<Shared>) {
+    let mut usr1 = listen_for(SignalKind::user_defined1());
+    loop {
+        received(&mut usr1).await;
+        if let Some(log) = &shared.published.load().access_log {
+            log.reopen();
+            tracing::info!("access log reopened");
+        }
+    }
+}

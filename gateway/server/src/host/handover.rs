@@ -1,0 +1,188 @@
+//! How one process follows another without a refused or reset connection.
+//!
+//! The serving process listens on the upgrade socket. The next one connects, asks, and gets a handle to every listening
+//! socket: the very same sockets, with their queues of connections that wait. From then on both accept. When the next
+//! process serves, it acknowledges; only then the first one stops accepting and drains. If the next process ends before
+//! that, nothing has happened.
+//!
+//! ```text
+//! next -> serving   fieldgate-handover/1\n
+//! serving -> next   the sockets, by name: "10.0.0.1:80#0", "10.0.0.1:80#1", ..., "admin"
+//! next -> serving   R
+//! ```
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fieldgate_wire::socket::{recv_sockets, send_sockets};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+
+use crate::control::{ControlHandle, NamedSockets};
+
+const GREETING: &[u8] = b"fieldgate-handover/1\n";
+const READY: u8 = b'R';
+const ADMIN: &str = "admin";
+/// For each step of the exchange that takes no more than the other side's attention.
+const STEP: Duration = Duration::from_secs(10);
+
+/// Where the next process is waited for.
+pub struct UpgradeSocket {
+    listener: UnixListener,
+    /// Only this user, and root, may take sockets.
+    owner: u32,
+    path: PathBuf,
+}
+
+impl UpgradeSocket {
+    /// Binds the path, in place of whoever listened there before.
+    pub fn bind(path: &Path) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot listen on the upgrade socket {}: {error}", path.display());
+        // Under another name first: the path always names a socket on which somebody listens.
+        let mut own = path.as_os_str().to_owned();
+        own.push(format!(".{}", std::process::id()));
+        let own = PathBuf::from(own);
+        let _ = std::fs::remove_file(&own);
+        let listener = UnixListener::bind(&own).map_err(failed)?;
+        std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let owner = std::fs::metadata(&own).map_err(failed)?.uid();
+        std::fs::rename(&own, path).map_err(failed)?;
+        Ok(Self { listener, owner, path: path.to_owned() })
+    }
+
+    /// Hands sockets to whoever asks; ends once a process has acknowledged that it serves.
+    pub async fn serve(self, control: &ControlHandle, admin: Option<&TcpListener>) {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(path = %self.path.display(), %error, "cannot accept on the upgrade socket");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    continue;
+                }
+            };
+            match self.hand_over(stream, control, admin).await {
+                Ok(()) => return,
+                Err(error) => tracing::warn!(%error, "no upgrade took place; this process goes on serving"),
+            }
+        }
+    }
+
+    async fn hand_over(
+        &self,
+        mut stream: tokio::net::UnixStream,
+        control: &ControlHandle,
+        admin: Option<&TcpListener>,
+    ) -> io::Result<()> {
+        let peer = stream.peer_cred()?;
+        if peer.uid() != self.owner && peer.uid() != 0 {
+            return Err(io::Error::other(format!("user {} may not take this process's sockets", peer.uid())));
+        }
+        let mut greeting = [0; GREETING.len()];
+        tokio::time::timeout(STEP, stream.read_exact(&mut greeting)).await??;
+        if greeting != GREETING {
+            return Err(io::Error::other("whoever connected to the upgrade socket speaks another version of its protocol"));
+        }
+        let Some(sockets) = control.sockets().await else {
+            return Err(io::Error::other("there are no sockets to hand over any more: this process drains"));
+        };
+        let admin = admin.map(TcpListener::try_clone).transpose()?;
+        let count = sockets.len();
+        let blocking = stream.into_std()?;
+        let sent = tokio::task::spawn_blocking(move || send(blocking, sockets, admin)).await;
+        let mut stream = tokio::net::UnixStream::from_std(sent.map_err(io::Error::other)??)?;
+        tracing::info!(pid = peer.pid(), sockets = count, "the next process has the listening sockets; waiting until it serves");
+        // Without a limit: it may have a hundred thousand routes to read. If it ends, this read does.
+        match stream.read_u8().await {
+            Ok(READY) => {
+                tracing::info!(pid = peer.pid(), "the next process serves");
+                // So that it need not wait; if it is gone already, it is gone as one that serves.
+                let _ = stream.shutdown().await;
+                Ok(())
+            }
+            Ok(_) => Err(io::Error::other("the next process sent something else than an acknowledgement")),
+            Err(_) => Err(io::Error::other("the next process ended before it served")),
+        }
+    }
+}
+
+fn send(stream: UnixStream, sockets: NamedSockets, admin: Option<TcpListener>) -> io::Result<UnixStream> {
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(STEP))?;
+    let mut named: Vec<(String, BorrowedFd<'_>)> = Vec::with_capacity(sockets.len() + 1);
+    for (index, (address, socket)) in sockets.iter().enumerate() {
+        named.push((format!("{address}#{index}"), socket.as_fd()));
+    }
+    if let Some(admin) = &admin {
+        named.push((ADMIN.to_owned(), admin.as_fd()));
+    }
+    send_sockets(&stream, &named)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// What the serving process gave, and the connection to it. Dropped without [`Self::acknowledge`], the other goes on.
+pub struct Takeover {
+    stream: UnixStream,
+    sockets: NamedSockets,
+    admin: Option<TcpListener>,
+}
+
+impl Takeover {
+    /// Asks the serving process for its sockets.
+    pub fn request(path: &Path) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot take over from the serving process at {}: {error}", path.display());
+        let stream = UnixStream::connect(path).map_err(|error| {
+            format!(
+                "cannot connect to the upgrade socket {}: {error}; is a process serving that was started with this \
+                 --upgrade-socket? The first one is started without --upgrade",
+                path.display()
+            )
+        })?;
+        stream.set_read_timeout(Some(STEP)).map_err(failed)?;
+        stream.set_write_timeout(Some(STEP)).map_err(failed)?;
+        (&stream).write_all(GREETING).map_err(failed)?;
+        let received = recv_sockets(&stream).map_err(failed)?;
+        let mut takeover = Self { stream, sockets: Vec::new(), admin: None };
+        for (name, socket) in received {
+            takeover.keep(&name, socket).map_err(failed)?;
+        }
+        tracing::info!(sockets = takeover.sockets.len(), "listening sockets received from the serving process");
+        Ok(takeover)
+    }
+
+    /// The listening sockets of the gateway's addresses.
+    pub fn take_sockets(&mut self) -> NamedSockets {
+        std::mem::take(&mut self.sockets)
+    }
+
+    /// The admin server's.
+    pub fn take_admin(&mut self) -> Option<TcpListener> {
+        self.admin.take()
+    }
+
+    /// Tells the serving process that this one serves. An error means that it was not told.
+    pub fn acknowledge(mut self) -> io::Result<()> {
+        self.stream.write_all(&[READY])?;
+        // Ends when the other has understood. A timeout is no reason to stop: it has been told.
+        let _ = self.stream.read(&mut [0]);
+        Ok(())
+    }
+
+    fn keep(&mut self, name: &str, socket: OwnedFd) -> io::Result<()> {
+        let socket = TcpListener::from(socket);
+        if name == ADMIN {
+            self.admin = Some(socket);
+            return Ok(());
+        }
+        let address = name.split('#').next().and_then(|address| address.parse::<SocketAddr>().ok());
+        let address = address.ok_or_else(|| io::Error::other(format!("a socket with the name {name:?}, which is no address")))?;
+        self.sockets.push((address, socket));
+        Ok(())
+    }
+}
