@@ -34,7 +34,9 @@ pub fn run(context: &Context) -> Outcome {
     ensure_flawless("kills", &tally)?;
     let mut figures = Figures::default();
     figures.add(format!("{rounds} kills, {} requests, none failed", tally.sent));
-    backends.iter_mut().for_each(|backend| backend.process.kill());
+    for backend in &mut backends {
+        backend.process.kill();
+    }
     figures.add(all_down(address)?);
     Ok(figures)
 }

@@ -12,7 +12,7 @@ use super::{ConfigDir, http, ports, wait};
 /// Ticks per second in `/proc/PID/stat`: USER_HZ, a constant of Linux's ABI.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// A start may load a large configuration on a busy machine.
-const START: Duration = Duration::from_secs(120);
+const START: Duration = Duration::from_mins(2);
 const CHANGE: Duration = Duration::from_secs(10);
 
 /// A child process. It is killed when dropped.
