@@ -1,1 +1,5 @@
-//! placeholder
+//! Request filters beyond what routes say, one file each. They are given a head and facts and answer with a decision;
+//! they do no IO, and the server puts the decision into effect.
+
+pub mod authz;
+pub mod cors;

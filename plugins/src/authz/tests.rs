@@ -1,0 +1,307 @@
+//! Policies in a short notation against requests.
+
+use std::net::{IpAddr, SocketAddr};
+
+use fieldgate_core::Method;
+use fieldgate_core::ir::{
+    ConditionKey, ConditionValue, ObjectKey, Policy, PolicyCondition, PolicyOperation, PolicyRule,
+    PolicySource, StringMatch,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+/// Istio's notation of a pattern.
+fn pattern(text: &str) -> StringMatch {
+    match text {
+        "*" => StringMatch::Present,
+        t if t.contains('{') => StringMatch::Template(t.into()),
+        t if t.ends_with('*') => StringMatch::Prefix(t.trim_end_matches('*').into()),
+        t if t.starts_with('*') => StringMatch::Suffix(t.trim_start_matches('*').into()),
+        t => StringMatch::Exact(t.into()),
+    }
+}
+
+fn patterns(texts: &[&str]) -> Vec<StringMatch> {
+    texts.iter().map(|t| pattern(t)).collect()
+}
+
+fn policy(name: &str, action: PolicyAction, rules: Vec<PolicyRule>) -> Policy {
+    let key = ObjectKey { kind: "AuthorizationPolicy", namespace: "foo".into(), name: name.into() };
+    Policy { key, action, dry_run: false, listeners: Vec::new(), rules }
+}
+
+fn to(operation: PolicyOperation) -> PolicyRule {
+    PolicyRule { to: vec![operation], ..PolicyRule::default() }
+}
+
+fn when(key: ConditionKey, values: &[&str], not_values: &[&str]) -> PolicyRule {
+    let strings = |texts: &[&str]| texts.iter().map(|t| ConditionValue::String(pattern(t))).collect();
+    let condition = PolicyCondition { key, values: strings(values), not_values: strings(not_values) };
+    PolicyRule { when: vec![condition], ..PolicyRule::default() }
+}
+
+fn request(authority: &str, target: &str, fields: &[(&str, &str)]) -> RequestHead {
+    let mut head = RequestHead { authority: authority.into(), ..RequestHead::default() };
+    head.set_target(target);
+    for (name, value) in fields {
+        head.headers.push(name.as_bytes(), value.as_bytes());
+    }
+    head
+}
+
+fn facts() -> ConnectionFacts<'static> {
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let local = SocketAddr::new(ip("10.9.9.9"), 8443);
+    ConnectionFacts { peer: ip("::ffff:10.0.0.1"), client: ip("192.0.2.1"), local, sni: None }
+}
+
+/// Whether one ALLOW rule lets a request pass.
+fn allows(rule: PolicyRule, head: &RequestHead) -> bool {
+    let policy = policy("p", PolicyAction::Allow, vec![rule]);
+    Authorizer::compile(&[Arc::new(policy)]).decide(head, &facts()).allowed
+}
+
+#[test]
+fn no_policies_allow_all_and_one_without_rules_allows_nothing() {
+    let head = request("a", "/", &[]);
+    let none = Authorizer::compile(&[]);
+    assert!(none.is_empty() && none.decide(&head, &facts()).allowed);
+    let nothing = Authorizer::compile(&[Arc::new(policy("nothing", PolicyAction::Allow, vec![]))]);
+    let decision = nothing.decide(&head, &facts());
+    assert!(!nothing.is_empty() && !decision.allowed);
+    assert_eq!(nothing.denied_details(&decision), "rbac_access_denied_matched_policy[none]");
+    assert!(
+        Authorizer::compile(&[Arc::new(policy("d", PolicyAction::Deny, vec![]))])
+            .decide(&head, &facts())
+            .allowed
+    );
+}
+
+#[test]
+fn a_refusal_names_its_rule_and_deny_goes_before_allow() {
+    let get = to(PolicyOperation { methods: patterns(&["GET"]), ..PolicyOperation::default() });
+    let admin = to(PolicyOperation { paths: patterns(&["/admin*"]), ..PolicyOperation::default() });
+    let never = to(PolicyOperation { methods: patterns(&["NEVER"]), ..PolicyOperation::default() });
+    let authorizer = Authorizer::compile(&[
+        Arc::new(policy("reads", PolicyAction::Allow, vec![get])),
+        Arc::new(policy("no-admin", PolicyAction::Deny, vec![never, admin])),
+    ]);
+    let decide = |head: &RequestHead| authorizer.decide(head, &facts());
+
+    let refused = decide(&request("a", "/admin/x", &[]));
+    assert!(!refused.allowed);
+    assert_eq!(
+        authorizer.denied_details(&refused),
+        "rbac_access_denied_matched_policy[ns[foo]-policy[no-admin]-rule[1]]"
+    );
+    assert_eq!(authorizer.rule(refused.matched.unwrap()).index, 1);
+
+    let passed = decide(&request("a", "/", &[]));
+    assert!(passed.allowed);
+    assert_eq!(&*authorizer.rule(passed.matched.unwrap()).id, "ns[foo]-policy[reads]-rule[0]");
+
+    let mut post = request("a", "/", &[]);
+    post.method = Method::Post;
+    assert_eq!((decide(&post).allowed, decide(&post).matched), (false, None));
+}
+
+#[test]
+fn dry_run_and_audit_only_report() {
+    let admin = || to(PolicyOperation { paths: patterns(&["/admin"]), ..PolicyOperation::default() });
+    let dry = |name, action| Arc::new(Policy { dry_run: true, ..policy(name, action, vec![admin()]) });
+    let authorizer = Authorizer::compile(&[
+        dry("deny", PolicyAction::Deny),
+        dry("allow", PolicyAction::Allow),
+        Arc::new(policy("audit", PolicyAction::Audit, vec![PolicyRule::default()])),
+    ]);
+    let admin = authorizer.decide(&request("a", "/admin", &[]), &facts());
+    assert!(admin.allowed && admin.audit.is_some() && admin.matched.is_none());
+    assert!(!admin.dry_run_deny.unwrap().allowed && admin.dry_run_allow.unwrap().allowed);
+    let other = authorizer.decide(&request("a", "/", &[]), &facts());
+    assert!(other.allowed && other.dry_run_deny.unwrap().allowed && !other.dry_run_allow.unwrap().allowed);
+}
+
+#[test]
+fn hosts_ignore_case_and_are_compared_with_the_port_as_sent() {
+    let hosts = |texts: &[&str]| to(PolicyOperation { hosts: patterns(texts), ..PolicyOperation::default() });
+    for (texts, authority, expected) in [
+        (&["Shop.Example.com"][..], "shop.example.com", true),
+        (&["shop.example.com"], "shop.example.com:8080", false),
+        (&["shop.example.com:*"], "shop.example.com:8080", true),
+        (&["*.Example.com"], "shop.example.com", true),
+        (&["*.example.com"], "example.com", false),
+        (&["a", "b*"], "bc", true),
+        (&["*"], "x", true),
+        (&["*"], "", false),
+    ] {
+        assert_eq!(allows(hosts(texts), &request(authority, "/", &[])), expected, "{texts:?} {authority}");
+    }
+}
+
+#[test]
+fn paths_are_without_query() {
+    let paths = |texts: &[&str]| to(PolicyOperation { paths: patterns(texts), ..PolicyOperation::default() });
+    for (texts, target, expected) in [
+        (&["/a"][..], "/a?b=c", true),
+        (&["/a"], "/a/", false),
+        (&["/a*"], "/ab", true),
+        (&["*/z"], "/a/z?q", true),
+        (&["/a/{*}"], "/a/b?x=/y", true),
+        (&["*"], "/", true),
+    ] {
+        assert_eq!(allows(paths(texts), &request("a", target, &[])), expected, "{texts:?} {target}");
+    }
+}
+
+#[test]
+fn not_fields_hold_when_there_is_nothing() {
+    let not_hosts = to(PolicyOperation { not_hosts: patterns(&["*"]), ..PolicyOperation::default() });
+    assert!(allows(not_hosts.clone(), &request("", "/", &[])));
+    assert!(!allows(not_hosts, &request("a", "/", &[])));
+}
+
+#[test]
+fn headers() {
+    let x = || ConditionKey::RequestHeader("X-Team".into());
+    for (values, not_values, fields, expected) in [
+        (&["a"][..], &[][..], &[("x-team", "a")][..], true),
+        (&["a"], &[], &[], false),
+        (&["*"], &[], &[("x-team", "")], true),
+        (&["*"], &[], &[], false),
+        (&["a"], &[], &[("x-team", "a"), ("x-team", "b")], false),
+        (&["a,b"], &[], &[("x-team", "a"), ("x-team", "b")], true),
+        (&["a,b,c"], &[], &[("x-team", "a"), ("x-team", "b"), ("x-team", "c")], true),
+        (&[], &["bad"], &[], true),
+        (&[], &["bad"], &[("x-team", "bad")], false),
+        (&["a*"], &["ab"], &[("x-team", "ac")], true),
+    ] {
+        let allowed = allows(when(x(), values, not_values), &request("a", "/", fields));
+        assert_eq!(allowed, expected, "{values:?} {not_values:?} {fields:?}");
+    }
+    let host = when(ConditionKey::RequestHeader("host".into()), &["a"], &[]);
+    assert!(allows(host, &request("a", "/", &[])));
+    let crumbs = when(ConditionKey::RequestHeader("cookie".into()), &["a=1; b=2"], &[]);
+    assert!(allows(crumbs, &request("a", "/", &[("cookie", "a=1"), ("cookie", "b=2")])));
+}
+
+#[test]
+fn server_name() {
+    let decide = |values: &[&str], sni| {
+        let policy = policy("p", PolicyAction::Allow, vec![when(ConditionKey::Sni, values, &[])]);
+        Authorizer::compile(&[Arc::new(policy)])
+            .decide(&request("a", "/", &[]), &ConnectionFacts { sni, ..facts() })
+            .allowed
+    };
+    assert!(decide(&["shop.example.com"], Some("shop.example.com")));
+    assert!(decide(&["*"], Some("x")) && !decide(&["*"], None));
+}
+
+#[test]
+fn addresses_and_ports() {
+    let blocks = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>();
+    let from = |source| PolicyRule { from: vec![source], ..PolicyRule::default() };
+    let head = request("a", "/", &[]);
+    // The peer is a mapped address; the client is another.
+    for (peer, not_peer, client, not_client, expected) in [
+        (&["10.0.0.0/8"][..], &[][..], &[][..], &[][..], true),
+        (&["192.0.2.0/24"], &[], &[], &[], false),
+        (&[], &["10.0.0.1/32"], &[], &[], false),
+        (&[], &[], &["192.0.2.0/24"], &[], true),
+        (&[], &[], &["10.0.0.0/8"], &[], false),
+        (&["10.0.0.0/8"], &[], &["192.0.2.0/24"], &["192.0.2.1/32"], false),
+    ] {
+        let source = PolicySource {
+            ip_blocks: blocks(peer),
+            not_ip_blocks: blocks(not_peer),
+            remote_ip_blocks: blocks(client),
+            not_remote_ip_blocks: blocks(not_client),
+        };
+        assert_eq!(allows(from(source.clone()), &head), expected, "{source:?}");
+    }
+    let ports = |ports: &[u16], not: &[u16]| {
+        to(PolicyOperation { ports: ports.into(), not_ports: not.into(), ..PolicyOperation::default() })
+    };
+    assert!(allows(ports(&[80, 8443], &[]), &head) && !allows(ports(&[80], &[]), &head));
+    assert!(!allows(ports(&[], &[8443]), &head));
+    for (key, value, expected) in [
+        (ConditionKey::SourceIp, "10.0.0.1/32", true),
+        (ConditionKey::RemoteIp, "10.0.0.1/32", false),
+        (ConditionKey::DestinationIp, "10.9.0.0/16", true),
+    ] {
+        let values = vec![ConditionValue::Ip(value.parse().unwrap())];
+        let condition = PolicyCondition { key, values, not_values: Vec::new() };
+        assert_eq!(allows(PolicyRule { when: vec![condition], ..PolicyRule::default() }, &head), expected);
+    }
+}
+
+#[test]
+fn what_cannot_be_evaluated_fails_closed() {
+    let broken = || to(PolicyOperation { paths: patterns(&["/a/{**}/{*}"]), ..PolicyOperation::default() });
+    let mistyped = || when(ConditionKey::DestinationPort, &["http"], &[]);
+    let head = request("a", "/", &[]);
+    for rule in [broken, mistyped] {
+        for action in [PolicyAction::Allow, PolicyAction::Deny] {
+            let authorizer = Authorizer::compile(&[Arc::new(policy("p", action, vec![rule()]))]);
+            assert!(!authorizer.decide(&head, &facts()).allowed, "{action:?}");
+        }
+    }
+}
+
+fn some_patterns(of: &'static [&'static str]) -> impl Strategy<Value = Vec<StringMatch>> {
+    prop::collection::vec(prop::sample::select(of).prop_map(pattern), 0..3)
+}
+
+fn operation() -> impl Strategy<Value = PolicyOperation> {
+    let hosts = || some_patterns(&["a", "b", "c", "*c", "d*"]);
+    let paths = || some_patterns(&["/a", "/b", "/c", "/c*", "/{*}"]);
+    (hosts(), paths(), hosts(), some_patterns(&["GET", "POST"])).prop_map(
+        |(hosts, paths, not_hosts, methods)| PolicyOperation {
+            hosts,
+            paths,
+            not_hosts,
+            methods,
+            ..PolicyOperation::default()
+        },
+    )
+}
+
+fn some_policies() -> impl Strategy<Value = Vec<Arc<Policy>>> {
+    let rule =
+        prop::collection::vec(operation(), 0..3).prop_map(|to| PolicyRule { to, ..PolicyRule::default() });
+    let action = prop::sample::select(&[PolicyAction::Deny, PolicyAction::Allow][..]);
+    prop::collection::vec((action, prop::collection::vec(rule, 0..3)), 0..8).prop_map(|policies| {
+        let named = policies.into_iter().enumerate();
+        named.map(|(n, (action, rules))| Arc::new(policy(&format!("p{n}"), action, rules))).collect()
+    })
+}
+
+proptest! {
+    /// The index changes nothing: many rules together decide as each of them alone does.
+    #[test]
+    fn together_as_alone(
+        policies in some_policies(),
+        host in prop::sample::select(&["a", "b", "c", "d", "dc"][..]),
+        path in prop::sample::select(&["/a", "/b", "/c", "/cc", "/x/y"][..]),
+    ) {
+        let head = request(host, path, &[]);
+        let together = Authorizer::compile(&policies);
+        let decision = together.decide(&head, &facts());
+        // All rules that match alone, by id: as DENY policies of one rule.
+        let alone = |action| policies.iter().filter(|p| p.action == action).flat_map(|p| {
+            (0..p.rules.len()).map(|index| {
+                let rules = vec![p.rules[index].clone()];
+                let only = Policy { action: PolicyAction::Deny, rules, ..(**p).clone() };
+                let refused = !Authorizer::compile(&[Arc::new(only)]).decide(&head, &facts()).allowed;
+                (refused, format!("ns[foo]-policy[{}]-rule[{index}]", p.key.name))
+            }).collect::<Vec<_>>()
+        }).filter(|(matches, _)| *matches).map(|(_, id)| id).min();
+        let expected = match (alone(PolicyAction::Deny), alone(PolicyAction::Allow)) {
+            (Some(deny), _) => (false, Some(deny)),
+            (None, Some(allow)) => (true, Some(allow)),
+            (None, None) => (policies.iter().all(|p| p.action != PolicyAction::Allow), None),
+        };
+        let matched = decision.matched.map(|rule| together.rule(rule).id.to_string());
+        prop_assert_eq!((decision.allowed, matched), expected);
+    }
+}
