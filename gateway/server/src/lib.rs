@@ -3,4 +3,5 @@
 //! Decisions about requests are `fieldgate-core`'s, protocols are `fieldgate-wire`'s, the meaning of documents is
 //! `fieldgate-config`'s. This crate joins them to sockets, files, clocks and signals.
 
+pub mod source;
 pub mod telemetry;

@@ -261,7 +261,10 @@ mod tests {
         let sample = Sample::default();
         recorder.record(&sample.outcome());
         recorder.record(&sample.outcome());
-        assert!(!telemetry.render(|_| ()).contains("response_code"));
+        let before = telemetry.render(|_| ());
+        assert!(
+            before.lines().filter(|l| l.starts_with("istio_requests_total{")).all(|l| l.ends_with("} 0"))
+        );
         recorder.flush();
         let text = telemetry.render(|_| ());
         let line = text.lines().find(|l| l.starts_with("istio_requests_total{")).unwrap();
