@@ -6,4 +6,5 @@
 pub mod buffer;
 pub mod h1;
 pub mod io;
+pub mod socket;
 pub mod timer;
