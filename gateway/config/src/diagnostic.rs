@@ -246,7 +246,7 @@ pub fn did_you_mean<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -
         .into_iter()
         .filter_map(|candidate| {
             let distance = edit_distance(&given_lower, &candidate.to_lowercase());
-            (distance <= limit || is_plural_of(&given_lower, &candidate.to_lowercase())).then_some((distance, candidate))
+            (distance <= limit || is_part_of(&given_lower, &candidate.to_lowercase())).then_some((distance, candidate))
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -269,8 +269,9 @@ pub fn one_of(values: &[&str]) -> String {
     }
 }
 
-fn is_plural_of(a: &str, b: &str) -> bool {
-    a.strip_suffix('s') == Some(b) || b.strip_suffix('s') == Some(a)
+/// "Prefix" for "PathPrefix", "port" for "ports".
+fn is_part_of(given: &str, candidate: &str) -> bool {
+    given.len() >= 4 && (candidate.starts_with(given) || candidate.ends_with(given))
 }
 
 /// Damerau-Levenshtein over characters with adjacent transpositions ("prot" is one slip from "port").

@@ -452,7 +452,11 @@ impl Reading<'_, '_> {
             if !known().any(|k| k == entry.key) {
                 let key = entry.key.as_ref();
                 let hint = did_you_mean_hint(key, known())
-                    .or_else(|| Some(format!("fields here: {}", known().filter(|k| *k != "status").collect::<Vec<_>>().join(", "))));
+                    .or_else(|| {
+                        let fields: Vec<_> = known().filter(|k| *k != "status").collect();
+                        let under = if fields.contains(&"spec") { "; most belong under spec" } else { "" };
+                        Some(format!("fields here: {}{under}", fields.join(", ")))
+                    });
                 self.error((entry.line, entry.column), key, reason::UNKNOWN_FIELD, "unknown field", hint);
             }
         }

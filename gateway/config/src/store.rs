@@ -342,3 +342,200 @@ impl Kept {
         self.new[new] = Some(old);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kinds::Kind;
+
+    fn namespace(name: &str, label: &str) -> String {
+        format!("apiVersion: v1\nkind: Namespace\nmetadata:\n  name: {name}\n  labels:\n    v: {label}\n")
+    }
+
+    fn file(name: &str, documents: &[String]) -> FileChange {
+        FileChange { name: name.into(), text: Some(documents.join("---\n")) }
+    }
+
+    fn gone(name: &str) -> FileChange {
+        FileChange { name: name.into(), text: None }
+    }
+
+    /// `name=label@line`, sorted.
+    fn content(store: &Store) -> Vec<String> {
+        let mut all: Vec<_> = store
+            .objects()
+            .map(|o| format!("{}={}@{}", o.name, o.labels["v"], o.location().line))
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn names(change: &StoreChange) -> (Vec<&str>, Vec<&str>) {
+        (change.upserted.iter().map(|o| &*o.name).collect(), change.removed.iter().map(|k| &*k.name).collect())
+    }
+
+    #[test]
+    fn only_what_changed_is_read_again() {
+        let mut store = Store::default();
+        let [a, b, c] = ["a", "b", "c"].map(|n| namespace(n, "x1"));
+        assert_eq!(names(&store.apply(vec![file("f", &[a.clone(), b.clone(), c.clone()])])), (vec!["a", "b", "c"], vec![]));
+        let before = store.get(&key("c")).unwrap().clone();
+        let change = store.apply(vec![file("f", &[a.clone(), namespace("b", "x2") + "\n\n", c.clone()])]);
+        assert_eq!(names(&change), (vec!["b"], vec![]));
+        assert!(Arc::ptr_eq(&before, store.get(&key("c")).unwrap()));
+        assert_eq!(before.location().line, 17, "the old object moved down with its text");
+        assert_eq!(names(&store.apply(vec![file("f", &[c, a])])).1, ["b"]);
+        assert_eq!(names(&store.apply(vec![gone("f")])), (vec![], vec!["a", "c"]));
+        assert!(store.is_empty());
+        assert!(store.claims.is_empty() && store.inherited.is_empty());
+    }
+
+    #[test]
+    fn the_last_good_stays_while_its_text_is_wrong() {
+        for broken in [
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  lables: {}\n",
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n labels: {}\n",
+            "apiVersion: v1\nkind: Namespace\nmetadata:\n   - name: a\n  x\n",
+            "{\"apiVersion\": \"v1\",\n",
+            "\tcat walked here",
+        ] {
+            let mut store = Store::default();
+            store.apply(vec![file("f", &[namespace("a", "x1"), namespace("b", "x1")])]);
+            let change = store.apply(vec![file("f", &[broken.to_owned() + "\n", namespace("b", "x2")])]);
+            assert_eq!(names(&change), (vec!["b"], vec![]), "{broken}");
+            assert_eq!(content(&store)[0], "a=x1@1", "{broken}");
+            assert!(change.diagnostics.iter().any(|d| d.last_good_in_use), "{broken}");
+            assert!(store.diagnostics().iter().any(|d| d.last_good_in_use), "{broken}");
+            // Still wrong in another way, then right again, then gone.
+            store.apply(vec![file("f", &["also: [wrong\n".to_owned(), namespace("b", "x2")])]);
+            assert_eq!(content(&store)[0], "a=x1@1", "{broken}");
+            let change = store.apply(vec![file("f", &[namespace("a", "x3"), namespace("b", "x2")])]);
+            assert_eq!(names(&change), (vec!["a"], vec![]), "{broken}");
+            assert_eq!(store.diagnostics(), []);
+            assert_eq!(names(&store.apply(vec![file("f", &[namespace("b", "x2")])])).1, ["a"]);
+        }
+    }
+
+    #[test]
+    fn a_lost_separator_loses_nothing() {
+        let mut store = Store::default();
+        store.apply(vec![file("f", &[namespace("a", "x1"), namespace("b", "x1"), namespace("c", "x1")])]);
+        let joined = namespace("a", "x1") + &namespace("b", "x1");
+        let change = store.apply(vec![file("f", &[joined, namespace("c", "x1")])]);
+        assert_eq!(names(&change), (vec![], vec![]));
+        assert_eq!(store.len(), 3);
+        assert_eq!(store.refused(), 1);
+    }
+
+    #[test]
+    fn on_the_first_load_there_is_no_last_good() {
+        let mut store = Store::default();
+        let change = store.apply(vec![file("f", &["a: [".to_owned() + "\n", namespace("b", "x1")])]);
+        assert_eq!(names(&change), (vec!["b"], vec![]));
+        assert!(change.diagnostics.iter().all(|d| !d.last_good_in_use));
+    }
+
+    #[test]
+    fn of_two_descriptions_the_first_counts() {
+        let mut store = Store::default();
+        store.apply(vec![file("b", &[namespace("a", "from-b")])]);
+        store.apply(vec![file("a", &[namespace("a", "from-a")])]);
+        assert_eq!(content(&store), ["a=from-a@1"]);
+        let diagnostics = store.diagnostics();
+        assert_eq!(diagnostics.len(), 1);
+        assert_eq!(diagnostics[0].reason, reason::DUPLICATE_OBJECT);
+        assert_eq!(&*diagnostics[0].location.file, "b");
+        store.apply(vec![gone("a")]);
+        assert_eq!(content(&store), ["a=from-b@1"]);
+        assert_eq!(store.diagnostics(), []);
+    }
+
+    #[test]
+    fn an_object_moves_between_files_without_a_gap() {
+        let mut store = Store::default();
+        store.apply(vec![file("a", &[namespace("a", "x1")])]);
+        let change = store.apply(vec![gone("a"), file("b", &[namespace("a", "x1")])]);
+        assert_eq!(names(&change), (vec!["a"], vec![]));
+    }
+
+    #[test]
+    fn a_file_is_cut_at_separators_only() {
+        let cut = |text| split(text).iter().map(|p| (p.text, p.first_line)).collect::<Vec<_>>();
+        assert_eq!(cut("a\n---\nb\n--- # c\nd"), [("a\n", 1), ("---\nb\n", 2), ("--- # c\nd", 4)]);
+        assert_eq!(cut("---\na\n----\n ---\nb"), [("---\na\n----\n ---\nb", 1)]);
+        assert_eq!(cut("a\r\n---\r\nb"), [("a\r\n", 1), ("---\r\nb", 2)]);
+        assert_eq!(cut("%YAML 1.2\n---\na"), [("%YAML 1.2\n---\na", 1)]);
+        assert_eq!(cut(""), []);
+    }
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey { kind: Kind::Namespace.as_str(), namespace: "".into(), name: name.into() }
+    }
+
+    /// A file's documents as (name, label); each file has names of its own, so that all inputs are valid.
+    type Documents = Vec<(usize, usize)>;
+
+    fn documents(file: usize, mut documents: Documents) -> Vec<String> {
+        let mut seen = FxHashSet::default();
+        documents.retain(|(name, _)| seen.insert(*name));
+        documents.iter().map(|(name, label)| namespace(&format!("f{file}-n{name}"), &format!("x{label}")) + &"\n".repeat(*label)).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn any_way_to_a_state_gives_that_state(
+            steps in proptest::collection::vec(
+                proptest::collection::vec((0usize..3, proptest::option::weighted(0.8, proptest::collection::vec((0usize..5, 0usize..3), 0..6))), 1..3),
+                1..12,
+            )
+        ) {
+            let mut store = Store::default();
+            let mut texts: std::collections::BTreeMap<String, FileChange> = std::collections::BTreeMap::new();
+            let mut by_change: std::collections::BTreeSet<ObjectKey> = std::collections::BTreeSet::new();
+            for step in steps {
+                let mut changes = Vec::new();
+                for (number, content) in step {
+                    let name = format!("file{number}");
+                    let change = match content {
+                        Some(content) => file(&name, &documents(number, content)),
+                        None => gone(&name),
+                    };
+                    texts.insert(name, change.clone());
+                    changes.push(change);
+                }
+                let change = store.apply(changes);
+                by_change.extend(change.upserted.iter().map(|o| o.key()));
+                for key in &change.removed {
+                    prop_assert!(by_change.remove(key));
+                }
+                let mut scratch = Store::default();
+                scratch.apply(texts.values().cloned().collect());
+                prop_assert_eq!(content(&store), content(&scratch));
+                prop_assert_eq!(by_change.len(), store.len());
+                prop_assert_eq!(store.diagnostics(), vec![]);
+                prop_assert_eq!(store.claims.len(), scratch.claims.len());
+            }
+        }
+
+        /// No order of good and bad texts loses an object that some document still means, or panics.
+        #[test]
+        fn bad_texts_never_remove_what_they_mean(labels in proptest::collection::vec((0usize..4, any::<bool>()), 1..10)) {
+            let mut store = Store::default();
+            let mut last_good = None;
+            for (label, good) in labels {
+                let text = namespace("a", &format!("x{label}"));
+                let text = if good { text } else { text.replace("labels:", "labels: [") };
+                store.apply(vec![FileChange { name: "f".into(), text: Some(text) }]);
+                if good {
+                    last_good = Some(format!("a=x{label}@1"));
+                }
+                prop_assert_eq!(content(&store).pop(), last_good.clone());
+                prop_assert_eq!(store.diagnostics().is_empty(), good);
+            }
+        }
+    }
+}

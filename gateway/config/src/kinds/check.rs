@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::duration::Duration;
 use crate::diagnostic::reason;
-use crate::yaml::{self, Node, Problem};
+use crate::yaml::{self, Node, Problem, Value};
 
 /// Collects what is wrong with one object beyond the types of its fields.
 pub struct Checks<'n> {
@@ -34,6 +34,11 @@ impl<'n> Checks<'n> {
             message: message.into(),
             hint: hint.map(str::to_owned),
         });
+    }
+
+    /// Whether a list is written there and has no items, as against not being written at all.
+    pub fn is_empty_list(&self, field: &str) -> bool {
+        yaml::find(self.root, field).is_some_and(|n| matches!(&n.value, Value::Seq(items) if items.is_empty()))
     }
 
     /// Of these sibling fields, one and only one is set.

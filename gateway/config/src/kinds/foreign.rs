@@ -2,8 +2,12 @@
 
 /// Whether an object of that group and kind is somebody else's, rather than a slip of the pen.
 pub fn is_known_elsewhere(group: &str, kind: &str) -> bool {
-    KINDS.iter().any(|(g, kinds)| *g == group && kinds.contains(&kind))
-        || GROUPS.iter().any(|g| group == *g || group.strip_suffix(g).is_some_and(|rest| rest.ends_with('.')))
+    if let Some((_, kinds)) = KINDS.iter().find(|(g, _)| *g == group) {
+        return kinds.contains(&kind);
+    }
+    GROUPS.iter().any(|g| group == *g || group.strip_suffix(g).is_some_and(|rest| rest.ends_with('.')))
+        // Kubernetes gives no kind's name away twice; others do (Knative has a Service).
+        && !(group.ends_with("k8s.io") && super::Kind::from_name(kind).is_some())
 }
 
 /// By group, where this program reads some kinds of the group.
@@ -24,6 +28,7 @@ const KINDS: &[(&str, &[&str])] = &[
         &["DestinationRule", "VirtualService", "Gateway", "Sidecar", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"],
     ),
     ("security.istio.io", &["PeerAuthentication", "RequestAuthentication"]),
+    ("discovery.k8s.io", &[]),
     ("fieldgate.dev", &["Migration"]),
 ];
 

@@ -330,7 +330,33 @@ pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks:
             Some("remove one of the two"),
         );
     }
+    if spec.action == Action::Deny && spec.rules.is_empty() {
+        checks.error(
+            "spec",
+            reason::MISSING_FIELD,
+            "a DENY policy without rules never denies anything",
+            Some("to deny every request, write one empty rule: rules: [{}]"),
+        );
+    }
     for (i, rule) in spec.rules.iter().enumerate() {
+        // Not written means "whatever"; written and empty was meant to say something.
+        for part in ["from", "to", "when"] {
+            let field = format!("spec.rules[{i}].{part}");
+            if checks.is_empty_list(&field) {
+                let hint = Some("remove the field to match whatever it is");
+                checks.error(&field, reason::WRONG_COUNT, "at least one entry is needed", hint);
+            }
+        }
+        for (j, from) in rule.from.iter().enumerate() {
+            if from.source == Source::default() {
+                needs_a_field(&format!("spec.rules[{i}].from[{j}].source"), "source", checks);
+            }
+        }
+        for (j, to) in rule.to.iter().enumerate() {
+            if to.operation == Operation::default() {
+                needs_a_field(&format!("spec.rules[{i}].to[{j}].operation"), "operation", checks);
+            }
+        }
         for (j, condition) in rule.when.iter().enumerate() {
             if condition.values.is_empty() && condition.not_values.is_empty() {
                 checks.error(
@@ -342,4 +368,9 @@ pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks:
             }
         }
     }
+}
+
+fn needs_a_field(field: &str, what: &str, checks: &mut Checks<'_>) {
+    let message = format!("at least one field of {what} must be set");
+    checks.error(field, reason::MISSING_FIELD, message, Some("an empty one would match everything"));
 }

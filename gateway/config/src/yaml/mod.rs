@@ -15,7 +15,7 @@ mod scalar;
 use std::borrow::Cow;
 
 pub use de::{Nulls, Reader, reject};
-pub use path::locate;
+pub use path::{find, locate};
 pub(crate) use path::push_key;
 pub use scalar::{Resolved, resolve};
 

@@ -32,6 +32,15 @@ pub fn locate(root: &Node<'_>, field: &str) -> (u32, u32) {
     place
 }
 
+/// The node that `field` names.
+pub fn find<'n, 't>(root: &'n Node<'t>, field: &str) -> Option<&'n Node<'t>> {
+    steps(field).try_fold(root, |node, step| match (step, &node.value) {
+        (Step::Key(key), Value::Map(_)) => node.get(key),
+        (Step::Index(index), Value::Seq(items)) => items.get(index),
+        _ => None,
+    })
+}
+
 /// A list or mapping is best shown by its key: it begins on the next line.
 fn is_container(node: &Node<'_>) -> bool {
     matches!(node.value, Value::Seq(_) | Value::Map(_))
