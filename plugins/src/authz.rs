@@ -12,6 +12,7 @@ mod address;
 mod rule;
 mod text;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use fieldgate_core::RequestHead;
@@ -23,7 +24,6 @@ use rule::{Facts, Group};
 pub const DENIED_STATUS: u16 = 403;
 /// The body of a refusal, as Envoy's.
 pub const DENIED_BODY: &str = "RBAC: access denied";
-const MATCHED_NONE: &str = "rbac_access_denied_matched_policy[none]";
 
 /// The policies of one listener, ready to decide.
 #[derive(Debug, Default)]
@@ -43,40 +43,60 @@ pub struct Authorizer {
 pub struct RuleInfo {
     /// The policy.
     pub policy: ir::ObjectKey,
+    /// What the policy does.
+    pub action: PolicyAction,
+    /// Whether it is only evaluated.
+    pub dry_run: bool,
     /// The place of the rule in the policy.
     pub index: usize,
     /// Envoy's policy id: `ns[default]-policy[only-get]-rule[0]`.
     pub id: Box<str>,
-    /// Envoy's response code details when this rule refuses.
-    pub details: Box<str>,
 }
 
-/// A rule of an [`Authorizer`]; see [`Authorizer::rule`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RuleRef(u32);
+/// The place of a rule in [`Authorizer::rules`].
+#[derive(Clone, Copy, Debug)]
+struct RuleRef(u32);
 
 /// What the policies say about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Decision {
+pub struct Decision<'a> {
     /// Whether it may pass.
     pub allowed: bool,
     /// The rule that refused or allowed it; `None` if no rule matched.
-    pub matched: Option<RuleRef>,
+    pub matched: Option<&'a RuleInfo>,
     /// The AUDIT rule that matched.
-    pub audit: Option<RuleRef>,
+    pub audit: Option<&'a RuleInfo>,
     /// What the dry-run DENY policies would have decided; `None` if there are none.
-    pub dry_run_deny: Option<DryRun>,
+    pub dry_run_deny: Option<DryRun<'a>>,
     /// What the dry-run ALLOW policies would have decided; `None` if there are none, or the request was refused before.
-    pub dry_run_allow: Option<DryRun>,
+    pub dry_run_allow: Option<DryRun<'a>>,
 }
 
 /// What policies that are not enforced would have decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DryRun {
+pub struct DryRun<'a> {
     /// Whether the request would pass.
     pub allowed: bool,
     /// The rule that matched.
-    pub matched: Option<RuleRef>,
+    pub matched: Option<&'a RuleInfo>,
+}
+
+impl<'a> Decision<'a> {
+    /// Envoy's response code details of a refusal: which rule refused, or that none allowed.
+    pub fn details(&self) -> Cow<'static, str> {
+        match self.matched {
+            Some(rule) => Cow::Owned(format!("rbac_access_denied_matched_policy[{}]", rule.id)),
+            None => Cow::Borrowed("rbac_access_denied_matched_policy[none]"),
+        }
+    }
+
+    /// All rules that matched, enforced or not, for counting.
+    pub fn matches(&self) -> impl Iterator<Item = &'a RuleInfo> {
+        let dry_run = |d: Option<DryRun<'a>>| d.and_then(|d| d.matched);
+        [self.audit, dry_run(self.dry_run_deny), dry_run(self.dry_run_allow), self.matched]
+            .into_iter()
+            .flatten()
+    }
 }
 
 impl Authorizer {
@@ -85,15 +105,12 @@ impl Authorizer {
     /// What cannot be evaluated (a template that Envoy would refuse, a value that is not of its key's type) makes its
     /// rule fail closed: in DENY and AUDIT it matches every request, in ALLOW none.
     pub fn compile(policies: &[Arc<ir::Policy>]) -> Self {
-        let mut rules: Vec<(RuleInfo, &ir::Policy)> = policies
-            .iter()
-            .flat_map(|p| (0..p.rules.len()).map(|index| (RuleInfo::new(p, index), &**p)))
-            .collect();
+        let mut rules: Vec<(RuleInfo, &ir::PolicyRule)> = policies.iter().flat_map(|p| rules_of(p)).collect();
         rules.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
         let group = |action: PolicyAction, dry_run: bool| {
-            let members =
-                rules.iter().enumerate().filter(|(_, (_, p))| p.action == action && p.dry_run == dry_run);
-            Group::new(action, members.map(|(at, (info, p))| (RuleRef(at as u32), &p.rules[info.index])))
+            let here = |info: &RuleInfo| info.action == action && info.dry_run == dry_run;
+            let members = rules.iter().enumerate().filter(|(_, (info, _))| here(info));
+            Group::new(action, members.map(|(at, (_, rule))| (RuleRef(at as u32), *rule)))
         };
         let is_there = |action: PolicyAction, dry_run: bool| {
             policies.iter().any(|p| p.action == action && p.dry_run == dry_run)
@@ -118,22 +135,23 @@ impl Authorizer {
     }
 
     /// Decides about a request.
-    pub fn decide(&self, head: &RequestHead, facts: &ConnectionFacts) -> Decision {
+    pub fn decide(&self, head: &RequestHead, facts: &ConnectionFacts) -> Decision<'_> {
         let facts = Facts::new(head, facts);
-        let audit = self.audit.first_match(&facts);
+        let first = |group: &Group| group.first_match(&facts).map(|at| &self.rules[at.0 as usize]);
+        let audit = first(&self.audit);
         let dry_run_deny = self.deny_dry_run.as_ref().map(|group| {
-            let matched = group.first_match(&facts);
+            let matched = first(group);
             DryRun { allowed: matched.is_none(), matched }
         });
-        let denied = self.deny.first_match(&facts);
+        let denied = first(&self.deny);
         if denied.is_some() {
             return Decision { allowed: false, matched: denied, audit, dry_run_deny, dry_run_allow: None };
         }
         let dry_run_allow = self.allow_dry_run.as_ref().map(|group| {
-            let matched = group.first_match(&facts);
+            let matched = first(group);
             DryRun { allowed: matched.is_some(), matched }
         });
-        let matched = self.allow.first_match(&facts);
+        let matched = first(&self.allow);
         Decision {
             allowed: matched.is_some() || !self.must_allow,
             matched,
@@ -142,25 +160,15 @@ impl Authorizer {
             dry_run_allow,
         }
     }
-
-    /// What a decision refers to.
-    pub fn rule(&self, rule: RuleRef) -> &RuleInfo {
-        &self.rules[rule.0 as usize]
-    }
-
-    /// Envoy's response code details of a refusal: which rule refused, or that none allowed.
-    pub fn denied_details(&self, decision: &Decision) -> &str {
-        decision.matched.map_or(MATCHED_NONE, |rule| &self.rule(rule).details)
-    }
 }
 
-impl RuleInfo {
-    fn new(policy: &ir::Policy, index: usize) -> Self {
+fn rules_of(policy: &ir::Policy) -> impl Iterator<Item = (RuleInfo, &ir::PolicyRule)> {
+    policy.rules.iter().enumerate().map(|(index, rule)| {
         let ir::ObjectKey { namespace, name, .. } = &policy.key;
-        let id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]");
-        let details = format!("rbac_access_denied_matched_policy[{id}]").into();
-        Self { policy: policy.key.clone(), index, id: id.into(), details }
-    }
+        let id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]").into();
+        let (action, dry_run) = (policy.action, policy.dry_run);
+        (RuleInfo { policy: policy.key.clone(), action, dry_run, index, id }, rule)
+    })
 }
 
 #[cfg(test)]
