@@ -12,9 +12,15 @@ fn main() {
     println!("{routes} routes, {:.1} MB in one file", text.len() as f64 / 1e6);
 
     let mut store = Store::default();
-    let changed = text.replacen("weight: 90", "weight: 80", routes / 2).replacen("weight: 80", "weight: 90", routes / 2 - 1);
+    let changed = text.replacen("weight: 90", "weight: 80", routes / 2).replacen(
+        "weight: 80",
+        "weight: 90",
+        routes / 2 - 1,
+    );
     let moved = format!("# one line more\n{changed}");
-    for (what, text) in [("first load", text), ("one route changed", changed), ("one line added on top", moved)] {
+    for (what, text) in
+        [("first load", text), ("one route changed", changed), ("one line added on top", moved)]
+    {
         let start = Instant::now();
         let change = store.apply(vec![FileChange { name: "routes.yaml".into(), text: Some(text) }]);
         println!(

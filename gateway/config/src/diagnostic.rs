@@ -187,7 +187,10 @@ impl Diagnostic {
 
     /// Order of reading: by file, then line, then column.
     pub fn by_place(a: &Self, b: &Self) -> Ordering {
-        a.location.cmp(&b.location).then_with(|| a.severity.cmp(&b.severity)).then_with(|| a.message.cmp(&b.message))
+        a.location
+            .cmp(&b.location)
+            .then_with(|| a.severity.cmp(&b.severity))
+            .then_with(|| a.message.cmp(&b.message))
     }
 }
 
@@ -246,7 +249,8 @@ pub fn did_you_mean<'k>(given: &str, known: impl IntoIterator<Item = &'k str>) -
         .into_iter()
         .filter_map(|candidate| {
             let distance = edit_distance(&given_lower, &candidate.to_lowercase());
-            (distance <= limit || is_part_of(&given_lower, &candidate.to_lowercase())).then_some((distance, candidate))
+            (distance <= limit || is_part_of(&given_lower, &candidate.to_lowercase()))
+                .then_some((distance, candidate))
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
@@ -300,9 +304,14 @@ mod tests {
 
     #[test]
     fn the_distance_counts_slips_of_the_hand() {
-        for (a, b, distance) in
-            [("", "", 0), ("port", "port", 0), ("prot", "port", 1), ("prt", "port", 1), ("ports", "port", 1), ("a", "xyz", 3)]
-        {
+        for (a, b, distance) in [
+            ("", "", 0),
+            ("port", "port", 0),
+            ("prot", "port", 1),
+            ("prt", "port", 1),
+            ("ports", "port", 1),
+            ("a", "xyz", 3),
+        ] {
             assert_eq!(edit_distance(a, b), distance, "{a} {b}");
         }
     }

@@ -188,6 +188,11 @@ impl Finding {
 }
 
 impl Chunk {
+    /// Whether some document of it is wrong so that nobody can tell which object it means.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        self.items.iter().any(|i| i.key.is_none() && i.findings.iter().any(Finding::is_error))
+    }
+
     /// Reads a chunk.
     pub(crate) fn parse(file: Arc<str>, text: &str, first_line: u32) -> Self {
         let source = Arc::new(Source::new(file, text, first_line));
@@ -289,7 +294,13 @@ impl Reading<'_, '_> {
     fn key(&mut self) -> Option<(ObjectKey, Kind, String)> {
         if !matches!(self.root.value, Value::Map(_)) {
             let place = (self.root.line, self.root.column);
-            self.error(place, "", reason::NOT_AN_OBJECT, "this is not an object of Kubernetes", Some("an object begins with apiVersion, kind and metadata".into()));
+            self.error(
+                place,
+                "",
+                reason::NOT_AN_OBJECT,
+                "this is not an object of Kubernetes",
+                Some("an object begins with apiVersion, kind and metadata".into()),
+            );
             return None;
         }
         let kind_text = self.required_text("kind");
@@ -330,7 +341,13 @@ impl Reading<'_, '_> {
                 |k| format!("\"{k}\" is written here; did you mean \"{key}\"?"),
             );
             let place = (self.root.line, self.root.column);
-            self.error(place, key, reason::MISSING_FIELD, format!("the required field \"{key}\" is missing"), Some(hint));
+            self.error(
+                place,
+                key,
+                reason::MISSING_FIELD,
+                format!("the required field \"{key}\" is missing"),
+                Some(hint),
+            );
             return None;
         };
         if let Some(text) = entry.value.as_str() {
@@ -350,13 +367,21 @@ impl Reading<'_, '_> {
         {
             if !kind.versions().contains(&version) {
                 let message = format!("{kind} has no version \"{version}\"");
-                self.error_at("apiVersion", reason::WRONG_API_VERSION, message, Some(format!("write apiVersion: {}", kind.api_version())));
+                self.error_at(
+                    "apiVersion",
+                    reason::WRONG_API_VERSION,
+                    message,
+                    Some(format!("write apiVersion: {}", kind.api_version())),
+                );
                 return None;
             }
             return Some(kind);
         }
         if kinds::is_known_elsewhere(group, kind_text) {
-            let message = format!("{kind_text} of {} is not read and has no effect", if group.is_empty() { "the core group" } else { group });
+            let message = format!(
+                "{kind_text} of {} is not read and has no effect",
+                if group.is_empty() { "the core group" } else { group }
+            );
             let hint = kind.map(|k| format!("the {k} that is read is that of {}", k.api_version()));
             let (line, column) = yaml::locate(self.root, "kind");
             self.push(Severity::Warning, (line, column), "kind", reason::UNSUPPORTED_KIND, message, hint);
@@ -364,14 +389,25 @@ impl Reading<'_, '_> {
         }
         if let Some(kind) = kind {
             let message = format!("there is no {kind} in \"{api_version}\"");
-            self.error_at("apiVersion", reason::WRONG_API_VERSION, message, Some(format!("write apiVersion: {}", kind.api_version())));
+            self.error_at(
+                "apiVersion",
+                reason::WRONG_API_VERSION,
+                message,
+                Some(format!("write apiVersion: {}", kind.api_version())),
+            );
             return None;
         }
         let hint = did_you_mean_hint(kind_text, Kind::ALL.map(Kind::as_str)).or_else(|| {
-            let of_group: Vec<_> = Kind::ALL.iter().filter(|k| k.group() == group).map(|k| k.as_str()).collect();
+            let of_group: Vec<_> =
+                Kind::ALL.iter().filter(|k| k.group() == group).map(|k| k.as_str()).collect();
             (!of_group.is_empty()).then(|| format!("kinds of this group: {}", of_group.join(", ")))
         });
-        self.error_at("kind", reason::UNKNOWN_KIND, format!("the kind \"{kind_text}\" of {api_version} is unknown"), hint);
+        self.error_at(
+            "kind",
+            reason::UNKNOWN_KIND,
+            format!("the kind \"{kind_text}\" of {api_version} is unknown"),
+            hint,
+        );
         None
     }
 
@@ -379,7 +415,9 @@ impl Reading<'_, '_> {
         let metadata = self.root.get("metadata");
         let Some(name) = metadata.and_then(|m| m.entry("name")) else {
             let hint = match metadata {
-                Some(m) if m.get("generateName").is_some() => Some("generateName needs an API server; write a name".to_owned()),
+                Some(m) if m.get("generateName").is_some() => {
+                    Some("generateName needs an API server; write a name".to_owned())
+                }
                 _ => None,
             };
             self.error_at("metadata", reason::MISSING_FIELD, "the required field \"name\" is missing", hint);
@@ -394,11 +432,20 @@ impl Reading<'_, '_> {
                 if !node.is_null() {
                     let (line, column) = yaml::locate(self.root, "metadata.namespace");
                     let message = format!("a {kind} belongs to no namespace");
-                    self.push(Severity::Warning, (line, column), "metadata.namespace", reason::IGNORED_FIELD, message, Some("remove the field".into()));
+                    self.push(
+                        Severity::Warning,
+                        (line, column),
+                        "metadata.namespace",
+                        reason::IGNORED_FIELD,
+                        message,
+                        Some("remove the field".into()),
+                    );
                 }
                 Some(Arc::from(""))
             }
-            Some(node) if !node.is_null() && node.text() != Some("") => self.name_text("metadata.namespace", node, true),
+            Some(node) if !node.is_null() && node.text() != Some("") => {
+                self.name_text("metadata.namespace", node, true)
+            }
             _ if kind.is_namespaced() => Some(default_namespace()),
             _ => Some(Arc::from("")),
         };
@@ -408,12 +455,21 @@ impl Reading<'_, '_> {
     fn name_text(&mut self, field: &str, node: &Node<'_>, label: bool) -> Option<Arc<str>> {
         let Some(text) = node.as_str() else {
             let hint = node.text().map(|t| format!("put it in quotes: \"{t}\""));
-            self.error_at(field, reason::WRONG_TYPE, format!("expected a string, found {}", describe(node)), hint);
+            self.error_at(
+                field,
+                reason::WRONG_TYPE,
+                format!("expected a string, found {}", describe(node)),
+                hint,
+            );
             return None;
         };
-        let Err(why) = (if label { dns_label(text) } else { dns_name(text) }) else { return Some(text.into()) };
+        let Err(why) = (if label { dns_label(text) } else { dns_name(text) }) else {
+            return Some(text.into());
+        };
         let hint = match why {
-            BadName::UpperCase(_) if dns_name(&text.to_lowercase()).is_ok() => format!("write \"{}\"", text.to_lowercase()),
+            BadName::UpperCase(_) if dns_name(&text.to_lowercase()).is_ok() => {
+                format!("write \"{}\"", text.to_lowercase())
+            }
             BadName::Character('_') => format!("write \"{}\"", text.replace('_', "-").to_lowercase()),
             BadName::Character('.') if label => "no dots are allowed here".to_owned(),
             _ => "lower-case letters, digits and \"-\" are allowed".to_owned(),
@@ -431,14 +487,22 @@ impl Reading<'_, '_> {
             match entry.key.as_ref() {
                 "labels" => metadata.labels = self.strings("metadata.labels", &entry.value),
                 "annotations" => metadata.annotations = self.strings("metadata.annotations", &entry.value),
-                "generation" => metadata.generation = entry.value.text().and_then(|t| t.parse().ok()).unwrap_or(0),
+                "generation" => {
+                    metadata.generation = entry.value.text().and_then(|t| t.parse().ok()).unwrap_or(0);
+                }
                 "creationTimestamp" => metadata.creation_timestamp = self.timestamp(&entry.value),
                 known if METADATA.contains(&known) => {}
                 unknown => {
                     let mut field = "metadata".to_owned();
                     yaml::push_key(&mut field, unknown);
                     let hint = did_you_mean_hint(unknown, METADATA.iter().copied());
-                    self.error((entry.line, entry.column), &field, reason::UNKNOWN_FIELD, "unknown field", hint);
+                    self.error(
+                        (entry.line, entry.column),
+                        &field,
+                        reason::UNKNOWN_FIELD,
+                        "unknown field",
+                        hint,
+                    );
                 }
             }
         }
@@ -447,16 +511,17 @@ impl Reading<'_, '_> {
 
     fn top_level_fields(&mut self, kind: Kind) {
         let Value::Map(entries) = &self.root.value else { return };
-        let known = || ["apiVersion", "kind", "metadata", "status"].into_iter().chain(kind.top_fields().iter().copied());
+        let known = || {
+            ["apiVersion", "kind", "metadata", "status"].into_iter().chain(kind.top_fields().iter().copied())
+        };
         for entry in entries {
             if !known().any(|k| k == entry.key) {
                 let key = entry.key.as_ref();
-                let hint = did_you_mean_hint(key, known())
-                    .or_else(|| {
-                        let fields: Vec<_> = known().filter(|k| *k != "status").collect();
-                        let under = if fields.contains(&"spec") { "; most belong under spec" } else { "" };
-                        Some(format!("fields here: {}{under}", fields.join(", ")))
-                    });
+                let hint = did_you_mean_hint(key, known()).or_else(|| {
+                    let fields: Vec<_> = known().filter(|k| *k != "status").collect();
+                    let under = if fields.contains(&"spec") { "; most belong under spec" } else { "" };
+                    Some(format!("fields here: {}{under}", fields.join(", ")))
+                });
                 self.error((entry.line, entry.column), key, reason::UNKNOWN_FIELD, "unknown field", hint);
             }
         }
@@ -467,7 +532,12 @@ impl Reading<'_, '_> {
             Value::Map(entries) => entries,
             Value::Null => return BTreeMap::new(),
             _ => {
-                self.error_at(field, reason::WRONG_TYPE, format!("expected a mapping, found {}", describe(node)), None);
+                self.error_at(
+                    field,
+                    reason::WRONG_TYPE,
+                    format!("expected a mapping, found {}", describe(node)),
+                    None,
+                );
                 return BTreeMap::new();
             }
         };
@@ -489,7 +559,13 @@ impl Reading<'_, '_> {
             } else {
                 (entry.line, entry.column)
             };
-            self.error(place, &at, reason::WRONG_TYPE, format!("expected a string, found {}", describe(&entry.value)), hint);
+            self.error(
+                place,
+                &at,
+                reason::WRONG_TYPE,
+                format!("expected a string, found {}", describe(&entry.value)),
+                hint,
+            );
         }
         strings
     }
@@ -500,7 +576,12 @@ impl Reading<'_, '_> {
         let timestamp = text.parse().ok();
         if timestamp.is_none() {
             let message = format!("\"{text}\" is not a time");
-            self.error_at("metadata.creationTimestamp", reason::INVALID_VALUE, message, Some("it is written by the API server: remove it".into()));
+            self.error_at(
+                "metadata.creationTimestamp",
+                reason::INVALID_VALUE,
+                message,
+                Some("it is written by the API server: remove it".into()),
+            );
         }
         timestamp
     }
@@ -516,7 +597,13 @@ impl Reading<'_, '_> {
         result.spec
     }
 
-    fn error_at(&mut self, field: &str, reason: &'static str, message: impl Into<String>, hint: Option<String>) {
+    fn error_at(
+        &mut self,
+        field: &str,
+        reason: &'static str,
+        message: impl Into<String>,
+        hint: Option<String>,
+    ) {
         let place = yaml::locate(self.root, field);
         self.error(place, field, reason, message, hint);
     }
@@ -541,7 +628,8 @@ impl Reading<'_, '_> {
         message: impl Into<String>,
         hint: Option<String>,
     ) {
-        let problem = Problem { reason, line, column, field: field.to_owned(), message: message.into(), hint };
+        let problem =
+            Problem { reason, line, column, field: field.to_owned(), message: message.into(), hint };
         self.findings.push(Finding { severity, object: self.object.clone(), problem, secret: self.secret });
     }
 }
@@ -571,7 +659,10 @@ fn default_namespace() -> Arc<str> {
 
 fn close_key<'a>(root: &'a Node<'_>, wanted: &str) -> Option<&'a str> {
     let Value::Map(entries) = &root.value else { return None };
-    let keys = entries.iter().map(|e| e.key.as_ref()).filter(|k| !["spec", "kind", "metadata", "apiVersion"].contains(k));
+    let keys = entries
+        .iter()
+        .map(|e| e.key.as_ref())
+        .filter(|k| !["spec", "kind", "metadata", "apiVersion"].contains(k));
     crate::diagnostic::did_you_mean(wanted, keys)
 }
 

@@ -111,8 +111,10 @@ impl Store {
     /// How many documents are refused now.
     pub fn refused(&self) -> usize {
         let refused = |i: &crate::document::Item| i.findings.iter().any(crate::document::Finding::is_error);
-        let invalid: usize = self.files.values().flatten().map(|c| c.items.iter().filter(|i| refused(i)).count()).sum();
-        let twice: usize = self.claims.values().map(|c| c.iter().filter(|c| c.object().is_some()).count().max(1) - 1).sum();
+        let invalid: usize =
+            self.files.values().flatten().map(|c| c.items.iter().filter(|i| refused(i)).count()).sum();
+        let twice: usize =
+            self.claims.values().map(|c| c.iter().filter(|c| c.object().is_some()).count().max(1) - 1).sum();
         invalid + twice
     }
 
@@ -123,13 +125,18 @@ impl Store {
             self.chunk_diagnostics(chunk, &mut all);
         }
         for (key, claims) in &self.claims {
-            self.duplicates(key, claims, &mut all);
+            note_duplicates(key, claims, &mut all);
         }
         all.sort_by(Diagnostic::by_place);
         all
     }
 
-    fn apply_file(&mut self, file: FileChange, touched: &mut FxHashSet<ObjectKey>, read: &mut Vec<Arc<Chunk>>) {
+    fn apply_file(
+        &mut self,
+        file: FileChange,
+        touched: &mut FxHashSet<ObjectKey>,
+        read: &mut Vec<Arc<Chunk>>,
+    ) {
         let old = self.files.remove(&file.name).unwrap_or_default();
         let Some(text) = file.text else {
             for chunk in &old {
@@ -173,7 +180,9 @@ impl Store {
     }
 
     fn claim(&mut self, chunk: &Arc<Chunk>, touched: &mut FxHashSet<ObjectKey>) {
-        for (item, key) in chunk.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.key.as_ref()?))) {
+        for (item, key) in
+            chunk.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.key.as_ref()?)))
+        {
             self.claims.entry(key.clone()).or_default().push(Claim { chunk: chunk.clone(), item });
             touched.insert(key.clone());
         }
@@ -182,7 +191,8 @@ impl Store {
     /// Takes a chunk's claims back and returns the keys it had.
     fn unclaim(&mut self, chunk: &Arc<Chunk>, touched: &mut FxHashSet<ObjectKey>) -> Vec<ObjectKey> {
         let own = chunk.items.iter().filter_map(|i| i.key.clone());
-        let keys: Vec<_> = own.chain(self.inherited.remove(&ChunkId::of(chunk)).unwrap_or_default()).collect();
+        let keys: Vec<_> =
+            own.chain(self.inherited.remove(&ChunkId::of(chunk)).unwrap_or_default()).collect();
         for key in &keys {
             if let Some(claims) = self.claims.get_mut(key) {
                 claims.retain(|c| !Arc::ptr_eq(&c.chunk, chunk));
@@ -195,11 +205,13 @@ impl Store {
         keys
     }
 
-    /// Objects whose text is gone while some text in the same edit cannot be parsed may be in that text.
+    /// Objects whose text is gone, while some text in the same edit does not say what it means, may be meant by it.
     fn inherit(&mut self, fresh: &[Arc<Chunk>], orphans: Vec<ObjectKey>) {
-        let Some(heir) = fresh.iter().find(|c| c.broken) else { return };
-        let orphans: Vec<_> =
-            orphans.into_iter().filter(|k| !self.claims.contains_key(k) && self.current.contains_key(k)).collect();
+        let Some(heir) = fresh.iter().find(|c| c.is_unreadable()) else { return };
+        let orphans: Vec<_> = orphans
+            .into_iter()
+            .filter(|k| !self.claims.contains_key(k) && self.current.contains_key(k))
+            .collect();
         for key in &orphans {
             self.claims.entry(key.clone()).or_default().push(Claim { chunk: heir.clone(), item: INHERITED });
         }
@@ -227,32 +239,18 @@ impl Store {
                 change.upserted.push(object.clone());
             }
             let claims = &self.claims[&key];
-            self.duplicates(&key, claims, &mut change.diagnostics);
+            note_duplicates(&key, claims, &mut change.diagnostics);
         }
         change.upserted.sort_by_cached_key(|o| o.key());
         change.removed.sort();
         change
     }
 
-    fn duplicates(&self, key: &ObjectKey, claims: &[Claim], out: &mut Vec<Diagnostic>) {
-        let mut valid = claims.iter().filter_map(Claim::object);
-        let Some(first) = valid.next() else { return };
-        for again in valid {
-            let message = format!("this object is already described at {}, which is in force", first.location());
-            out.push(
-                again
-                    .error(reason::DUPLICATE_OBJECT, "", message)
-                    .object(object_ref(key))
-                    .hint("remove one of the two, or give it another name"),
-            );
-        }
-    }
-
     fn chunk_diagnostics(&self, chunk: &Arc<Chunk>, out: &mut Vec<Diagnostic>) {
         for item in &chunk.items {
             let in_use = match &item.key {
                 Some(key) => item.object.is_none() && self.current.contains_key(key),
-                None => chunk.broken && self.keeps_any(chunk),
+                None => chunk.is_unreadable() && self.keeps_any(chunk),
             };
             for finding in &item.findings {
                 let mut diagnostic = finding.to_diagnostic(&chunk.source);
@@ -262,10 +260,26 @@ impl Store {
         }
     }
 
-    /// Whether a chunk that cannot be parsed keeps objects in force.
+    /// Whether a chunk that does not say what it means keeps objects in force.
     fn keeps_any(&self, chunk: &Arc<Chunk>) -> bool {
         self.inherited.contains_key(&ChunkId::of(chunk))
-            || chunk.items.iter().filter_map(|i| i.key.as_ref()).any(|k| self.current.contains_key(k))
+            || chunk.broken
+                && chunk.items.iter().filter_map(|i| i.key.as_ref()).any(|k| self.current.contains_key(k))
+    }
+}
+
+/// The first valid description counts; each further one is an error that names it.
+fn note_duplicates(key: &ObjectKey, claims: &[Claim], out: &mut Vec<Diagnostic>) {
+    let mut valid = claims.iter().filter_map(Claim::object);
+    let Some(first) = valid.next() else { return };
+    for again in valid {
+        let message = format!("this object is already described at {}, which is in force", first.location());
+        out.push(
+            again
+                .error(reason::DUPLICATE_OBJECT, "", message)
+                .object(object_ref(key))
+                .hint("remove one of the two, or give it another name"),
+        );
     }
 }
 
@@ -291,7 +305,9 @@ fn split(text: &str) -> Vec<Piece<'_>> {
     };
     for newline in memchr::memmem::find_iter(text.as_bytes(), b"\n---") {
         let at = newline + 1;
-        if matches!(text.as_bytes().get(at + 3), None | Some(b' ' | b'\t' | b'\r' | b'\n')) && !is_directives(&text[start..at]) {
+        if matches!(text.as_bytes().get(at + 3), None | Some(b' ' | b'\t' | b'\r' | b'\n'))
+            && !is_directives(&text[start..at])
+        {
             push(at, &mut start);
         }
     }
@@ -315,7 +331,8 @@ struct Kept {
 
 impl Kept {
     fn find(old: &[Arc<Chunk>], pieces: &[Piece<'_>]) -> Self {
-        let mut kept = Self { new: vec![None; pieces.len()], old: vec![false; old.len()], moved: FxHashSet::default() };
+        let mut kept =
+            Self { new: vec![None; pieces.len()], old: vec![false; old.len()], moved: FxHashSet::default() };
         let same = |i: usize, j: usize| old[i].source.text() == pieces[j].text;
         let shorter = old.len().min(pieces.len());
         let head = (0..shorter).take_while(|&i| same(i, i)).count();
@@ -364,23 +381,27 @@ mod tests {
 
     /// `name=label@line`, sorted.
     fn content(store: &Store) -> Vec<String> {
-        let mut all: Vec<_> = store
-            .objects()
-            .map(|o| format!("{}={}@{}", o.name, o.labels["v"], o.location().line))
-            .collect();
+        let mut all: Vec<_> =
+            store.objects().map(|o| format!("{}={}@{}", o.name, o.labels["v"], o.location().line)).collect();
         all.sort();
         all
     }
 
     fn names(change: &StoreChange) -> (Vec<&str>, Vec<&str>) {
-        (change.upserted.iter().map(|o| &*o.name).collect(), change.removed.iter().map(|k| &*k.name).collect())
+        (
+            change.upserted.iter().map(|o| &*o.name).collect(),
+            change.removed.iter().map(|k| &*k.name).collect(),
+        )
     }
 
     #[test]
     fn only_what_changed_is_read_again() {
         let mut store = Store::default();
         let [a, b, c] = ["a", "b", "c"].map(|n| namespace(n, "x1"));
-        assert_eq!(names(&store.apply(vec![file("f", &[a.clone(), b.clone(), c.clone()])])), (vec!["a", "b", "c"], vec![]));
+        assert_eq!(
+            names(&store.apply(vec![file("f", &[a.clone(), b.clone(), c.clone()])])),
+            (vec!["a", "b", "c"], vec![])
+        );
         let before = store.get(&key("c")).unwrap().clone();
         let change = store.apply(vec![file("f", &[a.clone(), namespace("b", "x2") + "\n\n", c.clone()])]);
         assert_eq!(names(&change), (vec!["b"], vec![]));
@@ -480,7 +501,12 @@ mod tests {
     fn documents(file: usize, mut documents: Documents) -> Vec<String> {
         let mut seen = FxHashSet::default();
         documents.retain(|(name, _)| seen.insert(*name));
-        documents.iter().map(|(name, label)| namespace(&format!("f{file}-n{name}"), &format!("x{label}")) + &"\n".repeat(*label)).collect()
+        documents
+            .iter()
+            .map(|(name, label)| {
+                namespace(&format!("f{file}-n{name}"), &format!("x{label}")) + &"\n".repeat(*label)
+            })
+            .collect()
     }
 
     proptest! {

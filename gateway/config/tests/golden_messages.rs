@@ -50,7 +50,8 @@ fn check(input: &Path) -> String {
     let name = input.file_name().and_then(|n| n.to_str()).expect("an ASCII name");
     let text = fs::read_to_string(input).expect("readable");
     let said: Vec<Diagnostic> = check_text(&[(name, &text)]);
-    said.iter().map(|d| format!("{d}\n")).collect()
+    let blocks: Vec<String> = said.iter().map(ToString::to_string).collect();
+    if blocks.is_empty() { String::new() } else { blocks.join("\n") + "\n" }
 }
 
 fn inputs() -> Vec<PathBuf> {

@@ -24,7 +24,13 @@ impl<'n> Checks<'n> {
     }
 
     /// Notes an error at a field.
-    pub fn error(&mut self, field: &str, reason: &'static str, message: impl Into<String>, hint: Option<&str>) {
+    pub fn error(
+        &mut self,
+        field: &str,
+        reason: &'static str,
+        message: impl Into<String>,
+        hint: Option<&str>,
+    ) {
         let (line, column) = yaml::locate(self.root, field);
         self.problems.push(Problem {
             reason,
@@ -38,7 +44,8 @@ impl<'n> Checks<'n> {
 
     /// Whether a list is written there and has no items, as against not being written at all.
     pub fn is_empty_list(&self, field: &str) -> bool {
-        yaml::find(self.root, field).is_some_and(|n| matches!(&n.value, Value::Seq(items) if items.is_empty()))
+        yaml::find(self.root, field)
+            .is_some_and(|n| matches!(&n.value, Value::Seq(items) if items.is_empty()))
     }
 
     /// Of these sibling fields, one and only one is set.
@@ -78,14 +85,24 @@ impl<'n> Checks<'n> {
     /// A list of bounded length.
     pub fn count(&mut self, field: &str, len: usize, max: usize) {
         if len > max {
-            self.error(field, reason::WRONG_COUNT, format!("at most {max} entries are allowed, found {len}"), None);
+            self.error(
+                field,
+                reason::WRONG_COUNT,
+                format!("at most {max} entries are allowed, found {len}"),
+                None,
+            );
         }
     }
 
     /// A duration that is not zero.
     pub fn positive(&mut self, field: &str, duration: Option<Duration>) {
         if duration.is_some_and(|d| d.0.is_zero()) {
-            self.error(field, reason::OUT_OF_RANGE, "expected more than 0", Some("remove the field for its default"));
+            self.error(
+                field,
+                reason::OUT_OF_RANGE,
+                "expected more than 0",
+                Some("remove the field for its default"),
+            );
         }
     }
 
@@ -94,7 +111,12 @@ impl<'n> Checks<'n> {
         let host = name.strip_prefix("*.").filter(|_| wildcard).unwrap_or(name);
         let Err(why) = dns_name(host) else {
             if wildcard && host.parse::<std::net::Ipv4Addr>().is_ok() {
-                self.error(field, reason::INVALID_HOSTNAME, format!("\"{name}\" is an IP address"), Some("a hostname is needed"));
+                self.error(
+                    field,
+                    reason::INVALID_HOSTNAME,
+                    format!("\"{name}\" is an IP address"),
+                    Some("a hostname is needed"),
+                );
             }
             return;
         };
@@ -105,11 +127,20 @@ impl<'n> Checks<'n> {
         } else if name == "*" && wildcard {
             "leave out the hostname to match every one"
         } else if name.contains('*') {
-            if wildcard { "a \"*\" may only be the whole first label: *.example.com" } else { "a \"*\" is not allowed here" }
+            if wildcard {
+                "a \"*\" may only be the whole first label: *.example.com"
+            } else {
+                "a \"*\" is not allowed here"
+            }
         } else {
             "a name like shop.example.com"
         };
-        self.error(field, reason::INVALID_HOSTNAME, format!("\"{name}\" is not a hostname: {why}"), Some(hint));
+        self.error(
+            field,
+            reason::INVALID_HOSTNAME,
+            format!("\"{name}\" is not a hostname: {why}"),
+            Some(hint),
+        );
     }
 }
 

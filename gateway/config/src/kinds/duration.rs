@@ -92,7 +92,11 @@ impl<'de> Deserialize<'de> for Duration {
             }
 
             fn visit_i64<E: Error>(self, n: i64) -> Result<Duration, E> {
-                Err(reject(reason::INVALID_DURATION, format_args!("the number {n} is not a duration"), hint_for(&n.to_string())))
+                Err(reject(
+                    reason::INVALID_DURATION,
+                    format_args!("the number {n} is not a duration"),
+                    hint_for(&n.to_string()),
+                ))
             }
 
             fn visit_f64<E: Error>(self, n: f64) -> Result<Duration, E> {
@@ -109,9 +113,14 @@ mod tests {
 
     #[test]
     fn what_gateway_api_allows() {
-        for (text, millis) in
-            [("500ms", Some(500)), ("2s", Some(2000)), ("1m30s", Some(90_000)), ("1h", Some(3_600_000)), ("0s", Some(0)), ("99999h", Some(359_996_400_000))]
-        {
+        for (text, millis) in [
+            ("500ms", Some(500)),
+            ("2s", Some(2000)),
+            ("1m30s", Some(90_000)),
+            ("1h", Some(3_600_000)),
+            ("0s", Some(0)),
+            ("99999h", Some(359_996_400_000)),
+        ] {
             assert_eq!(parse_gateway_duration(text).ok().map(|d| d.as_millis() as u64), millis, "{text}");
         }
         for text in ["", "5", "1.5s", "s", "100000s", "1d", "1s1s1s1s1s", "-1s", "1 s", "1us", "٣s"] {

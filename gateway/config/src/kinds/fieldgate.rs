@@ -328,7 +328,8 @@ fn check_endpoints(endpoints: &[PoolEndpoint], checks: &mut Checks<'_>) {
                 }),
             );
         }
-        let earlier = endpoints[..i].iter().position(|e| e.address == endpoint.address && e.port == endpoint.port);
+        let earlier =
+            endpoints[..i].iter().position(|e| e.address == endpoint.address && e.port == endpoint.port);
         if let Some(earlier) = earlier {
             checks.error(
                 &format!("spec.endpoints[{i}]"),
@@ -399,7 +400,12 @@ pub(super) fn check_split_policy(spec: &SplitPolicySpec, checks: &mut Checks<'_>
         );
     }
     if spec.sticky.is_none() && spec.existing_sessions.is_none() {
-        checks.error("spec", reason::MISSING_FIELD, "neither sticky nor existingSessions is set", Some("set one of them"));
+        checks.error(
+            "spec",
+            reason::MISSING_FIELD,
+            "neither sticky nor existingSessions is set",
+            Some("set one of them"),
+        );
     }
     if let Some(existing) = &spec.existing_sessions
         && !super::check::is_token(&existing.cookie)
@@ -451,5 +457,10 @@ fn check_cookie(cookie: &StickyCookie, checks: &mut Checks<'_>) {
 }
 
 fn not_a_token(field: &str, text: &str, what: &str, checks: &mut Checks<'_>) {
-    checks.error(field, reason::INVALID_VALUE, format!("\"{text}\" is not {what}"), Some("letters, digits and -_. only"));
+    checks.error(
+        field,
+        reason::INVALID_VALUE,
+        format!("\"{text}\" is not {what}"),
+        Some("letters, digits and -_. only"),
+    );
 }

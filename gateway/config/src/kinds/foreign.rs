@@ -15,8 +15,19 @@ const KINDS: &[(&str, &[&str])] = &[
     (
         "",
         &[
-            "Pod", "ConfigMap", "ServiceAccount", "Endpoints", "PersistentVolume", "PersistentVolumeClaim", "Node",
-            "Event", "LimitRange", "ResourceQuota", "ReplicationController", "PodTemplate", "Binding",
+            "Pod",
+            "ConfigMap",
+            "ServiceAccount",
+            "Endpoints",
+            "PersistentVolume",
+            "PersistentVolumeClaim",
+            "Node",
+            "Event",
+            "LimitRange",
+            "ResourceQuota",
+            "ReplicationController",
+            "PodTemplate",
+            "Binding",
         ],
     ),
     (
@@ -25,7 +36,15 @@ const KINDS: &[(&str, &[&str])] = &[
     ),
     (
         "networking.istio.io",
-        &["DestinationRule", "VirtualService", "Gateway", "Sidecar", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"],
+        &[
+            "DestinationRule",
+            "VirtualService",
+            "Gateway",
+            "Sidecar",
+            "EnvoyFilter",
+            "WorkloadGroup",
+            "ProxyConfig",
+        ],
     ),
     ("security.istio.io", &["PeerAuthentication", "RequestAuthentication"]),
     ("discovery.k8s.io", &[]),

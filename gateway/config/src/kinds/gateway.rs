@@ -19,9 +19,15 @@ macro_rules! headers {
     ($modifier:expr) => {{
         let mut names: Vec<(String, &str)> = Vec::new();
         if let Some(m) = $modifier {
-            names.extend(m.set.iter().flatten().enumerate().map(|(i, h)| (format!("set[{i}].name"), h.name.as_str())));
-            names.extend(m.add.iter().flatten().enumerate().map(|(i, h)| (format!("add[{i}].name"), h.name.as_str())));
-            names.extend(m.remove.iter().flatten().enumerate().map(|(i, h)| (format!("remove[{i}]"), h.as_str())));
+            names.extend(
+                m.set.iter().flatten().enumerate().map(|(i, h)| (format!("set[{i}].name"), h.name.as_str())),
+            );
+            names.extend(
+                m.add.iter().flatten().enumerate().map(|(i, h)| (format!("add[{i}].name"), h.name.as_str())),
+            );
+            names.extend(
+                m.remove.iter().flatten().enumerate().map(|(i, h)| (format!("remove[{i}]"), h.as_str())),
+            );
         }
         names
     }};
@@ -52,10 +58,10 @@ macro_rules! http_filter {
             Type::ExtensionRef => ("ExtensionRef", "extensionRef"),
         };
         filter_fields(&$at, name, wanted, &fields, $checks);
-        for (which, modifier) in [("requestHeaderModifier", headers!(&$filter.request_header_modifier)), (
-            "responseHeaderModifier",
-            headers!(&$filter.response_header_modifier),
-        )] {
+        for (which, modifier) in [
+            ("requestHeaderModifier", headers!(&$filter.request_header_modifier)),
+            ("responseHeaderModifier", headers!(&$filter.response_header_modifier)),
+        ] {
             for (place, header) in modifier {
                 if !is_token(header) {
                     header_name(&format!("{}.{which}.{place}", $at()), header, $checks);
@@ -70,7 +76,12 @@ macro_rules! http_filter {
                 && !matches!(code, 301 | 302 | 303 | 307 | 308)
             {
                 let field = format!("{}.requestRedirect.statusCode", $at());
-                $checks.error(&field, reason::INVALID_VALUE, format!("{code} is not a redirect; allowed: 301, 302, 303, 307 or 308"), None);
+                $checks.error(
+                    &field,
+                    reason::INVALID_VALUE,
+                    format!("{code} is not a redirect; allowed: 301, 302, 303, 307 or 308"),
+                    None,
+                );
             }
             if let Some(hostname) = &redirect.hostname {
                 $checks.hostname(&format!("{}.requestRedirect.hostname", $at()), hostname, false);
@@ -81,7 +92,12 @@ macro_rules! http_filter {
         }
         if let Some(mirror) = &$filter.request_mirror {
             let field = format!("{}.requestMirror", $at());
-            mirror_share(&field, mirror.percent, mirror.fraction.as_ref().map(|f| (f.numerator, f.denominator)), $checks);
+            mirror_share(
+                &field,
+                mirror.percent,
+                mirror.fraction.as_ref().map(|f| (f.numerator, f.denominator)),
+                $checks,
+            );
         }
     }};
 }
@@ -135,7 +151,12 @@ pub(super) fn check_http_route(spec: &HttpRouteSpec, checks: &mut Checks<'_>) {
     }
     let rules = spec.rules.as_deref().unwrap_or_default();
     if spec.rules.as_ref().is_some_and(Vec::is_empty) {
-        checks.error("spec.rules", reason::WRONG_COUNT, "at least one rule is needed", Some("remove the field for one rule that matches everything"));
+        checks.error(
+            "spec.rules",
+            reason::WRONG_COUNT,
+            "at least one rule is needed",
+            Some("remove the field for one rule that matches everything"),
+        );
     }
     checks.count("spec.rules", rules.len(), 16);
     for (i, rule) in rules.iter().enumerate() {
@@ -172,9 +193,13 @@ fn check_http_rule(rule: &HttpRouteRules, i: usize, checks: &mut Checks<'_>) {
         http_filter!(filter, HttpRouteRulesFiltersType, at, checks);
     }
     if let Some(timeouts) = &rule.timeouts {
-        let request = duration(&format!("spec.rules[{i}].timeouts.request"), timeouts.request.as_deref(), checks);
-        let backend =
-            duration(&format!("spec.rules[{i}].timeouts.backendRequest"), timeouts.backend_request.as_deref(), checks);
+        let request =
+            duration(&format!("spec.rules[{i}].timeouts.request"), timeouts.request.as_deref(), checks);
+        let backend = duration(
+            &format!("spec.rules[{i}].timeouts.backendRequest"),
+            timeouts.backend_request.as_deref(),
+            checks,
+        );
         if let (Some(request), Some(backend)) = (request, backend)
             && !request.is_zero()
             && backend > request
@@ -223,7 +248,11 @@ fn path_value(field: &str, value: &str, checks: &mut Checks<'_>) {
         "does not begin with \"/\""
     } else if value.contains("//") {
         "has an empty segment (//)"
-    } else if value.contains("/./") || value.contains("/../") || value.ends_with("/..") || value.ends_with("/.") {
+    } else if value.contains("/./")
+        || value.contains("/../")
+        || value.ends_with("/..")
+        || value.ends_with("/.")
+    {
         "has a relative segment (. or ..)"
     } else if value.contains('#') {
         "has a fragment (#)"
@@ -263,14 +292,24 @@ fn filter_fields(
     }
 }
 
-fn mirror_share(field: &str, percent: Option<i32>, fraction: Option<(i32, Option<i32>)>, checks: &mut Checks<'_>) {
+fn mirror_share(
+    field: &str,
+    percent: Option<i32>,
+    fraction: Option<(i32, Option<i32>)>,
+    checks: &mut Checks<'_>,
+) {
     if let Some(percent) = percent {
         checks.range(&format!("{field}.percent"), percent, 0, 100);
     }
     let Some((numerator, denominator)) = fraction else { return };
     if percent.is_some() {
         let message = "percent and fraction cannot be used together";
-        checks.error(&format!("{field}.fraction"), reason::CONFLICTING_FIELDS, message, Some("remove one of the two"));
+        checks.error(
+            &format!("{field}.fraction"),
+            reason::CONFLICTING_FIELDS,
+            message,
+            Some("remove one of the two"),
+        );
     }
     let denominator = denominator.unwrap_or(100);
     checks.range(&format!("{field}.fraction.denominator"), denominator, 1, i64::from(i32::MAX));
@@ -298,11 +337,20 @@ pub(super) fn check_grpc_route(spec: &GrpcRouteSpec, checks: &mut Checks<'_>) {
                 && method.service.is_none()
             {
                 let field = format!("spec.rules[{i}].matches[{j}].method");
-                checks.error(&field, reason::MISSING_FIELD, "neither service nor method is set", Some("set at least one of them"));
+                checks.error(
+                    &field,
+                    reason::MISSING_FIELD,
+                    "neither service nor method is set",
+                    Some("set at least one of them"),
+                );
             }
             for (k, header) in matched.headers.iter().flatten().enumerate() {
                 if !is_token(&header.name) {
-                    header_name(&format!("spec.rules[{i}].matches[{j}].headers[{k}].name"), &header.name, checks);
+                    header_name(
+                        &format!("spec.rules[{i}].matches[{j}].headers[{k}].name"),
+                        &header.name,
+                        checks,
+                    );
                 }
             }
         }
@@ -329,7 +377,12 @@ pub(super) fn check_service(spec: &ServiceSpec, checks: &mut Checks<'_>) {
         checks.port(&format!("spec.ports[{i}].port"), i64::from(port.port));
         if ports.len() > 1 && port.name.as_ref().is_none_or(String::is_empty) {
             let field = format!("spec.ports[{i}]");
-            checks.error(&field, reason::MISSING_FIELD, "each of several ports needs a name", Some("add name: ..."));
+            checks.error(
+                &field,
+                reason::MISSING_FIELD,
+                "each of several ports needs a name",
+                Some("add name: ..."),
+            );
         }
         if let Some(name) = &port.name
             && ports[..i].iter().any(|p| p.name.as_ref() == Some(name))

@@ -16,8 +16,8 @@ pub mod istio;
 use std::fmt;
 
 use gateway_api::experimental::{
-    gatewayclasses::GatewayClassSpec, gateways::GatewaySpec, grpcroutes::GrpcRouteSpec, httproutes::HttpRouteSpec,
-    referencegrants::ReferenceGrantSpec,
+    gatewayclasses::GatewayClassSpec, gateways::GatewaySpec, grpcroutes::GrpcRouteSpec,
+    httproutes::HttpRouteSpec, referencegrants::ReferenceGrantSpec,
 };
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{Secret, ServiceSpec};
@@ -215,7 +215,9 @@ fn read_spec(
         Kind::Gateway => Spec::Gateway(checked(root, reader, checks, gateway::check_gateway)?),
         Kind::HttpRoute => Spec::HttpRoute(checked(root, reader, checks, gateway::check_http_route)?),
         Kind::GrpcRoute => Spec::GrpcRoute(checked(root, reader, checks, gateway::check_grpc_route)?),
-        Kind::ReferenceGrant => Spec::ReferenceGrant(checked(root, reader, checks, gateway::check_reference_grant)?),
+        Kind::ReferenceGrant => {
+            Spec::ReferenceGrant(checked(root, reader, checks, gateway::check_reference_grant)?)
+        }
         Kind::Namespace => Spec::Namespace,
         Kind::Service => Spec::Service(checked(root, reader, checks, gateway::check_service)?),
         Kind::EndpointSlice => {
@@ -223,7 +225,9 @@ fn read_spec(
             gateway::check_endpoint_slice(&slice, checks);
             Spec::EndpointSlice(Box::new(slice))
         }
-        Kind::Secret => Spec::Secret(Box::new(merge_string_data(reader.read(root, "", TYPE_AND_METADATA)?))),
+        Kind::Secret => {
+            Spec::Secret(Box::new(merge_string_data(reader.read(root, "", TYPE_AND_METADATA)?)))
+        }
         Kind::ServiceEntry => Spec::ServiceEntry(checked(root, reader, checks, istio::check_service_entry)?),
         Kind::WorkloadEntry => Spec::WorkloadEntry(checked(root, reader, checks, |spec, checks| {
             istio::check_workload(spec, "spec", checks);

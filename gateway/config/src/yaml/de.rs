@@ -6,7 +6,9 @@
 use std::cell::RefCell;
 use std::fmt;
 
-use serde::de::{self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use super::path::push_key;
 use super::{Entry, Node, Problem, Resolved, Style, Value, resolve};
@@ -38,7 +40,12 @@ impl Reader {
     }
 
     /// The value of `node`, which stands at the field `field` of its document. The keys `skip` are not looked at.
-    pub fn read<T: DeserializeOwned>(&self, node: &Node<'_>, field: &str, skip: &[&str]) -> Result<T, Box<Problem>> {
+    pub fn read<T: DeserializeOwned>(
+        &self,
+        node: &Node<'_>,
+        field: &str,
+        skip: &[&str],
+    ) -> Result<T, Box<Problem>> {
         let root = Path::Root(field);
         let de = De { node, path: &root, reader: self, key: (node.line, node.column), known: &[], skip };
         T::deserialize(de).map_err(|e| e.0)
@@ -84,7 +91,14 @@ struct Error(Box<Problem>);
 
 impl Error {
     fn new(reason: &'static str, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self(Box::new(Problem { reason, line: 0, column: 0, field: String::new(), message: message.into(), hint }))
+        Self(Box::new(Problem {
+            reason,
+            line: 0,
+            column: 0,
+            field: String::new(),
+            message: message.into(),
+            hint,
+        }))
     }
 
     fn at(mut self, de: De<'_, '_>) -> Self {
@@ -116,7 +130,11 @@ impl de::Error for Error {
             let known = reason::ALL.iter().find(|r| **r == name).copied().unwrap_or(reason::INVALID_VALUE);
             return Self::new(known, message, (!hint.is_empty()).then(|| hint.to_owned()));
         }
-        if text.starts_with("Invalid symbol") || text.starts_with("Invalid last symbol") || text.contains("padding") || text.starts_with("Invalid input length") {
+        if text.starts_with("Invalid symbol")
+            || text.starts_with("Invalid last symbol")
+            || text.contains("padding")
+            || text.starts_with("Invalid input length")
+        {
             // The base64 decoder's words quote bytes of the secret.
             return Self::new(
                 reason::INVALID_BASE64,
@@ -146,7 +164,8 @@ impl de::Error for Error {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        let mut error = Self::new(reason::MISSING_FIELD, format!("the required field \"{field}\" is missing"), None);
+        let mut error =
+            Self::new(reason::MISSING_FIELD, format!("the required field \"{field}\" is missing"), None);
         field.clone_into(&mut error.0.field);
         error
     }
@@ -163,12 +182,18 @@ fn wrong_type(expected: &str, unexpected: Unexpected<'_>) -> Error {
         Unexpected::Str("no" | "off" | "n" | "No" | "Off") if expected.contains("true or false") => {
             Some("write false".to_owned())
         }
-        Unexpected::Str("true" | "false") if expected.contains("true or false") => Some("remove the quotes".to_owned()),
+        Unexpected::Str("true" | "false") if expected.contains("true or false") => {
+            Some("remove the quotes".to_owned())
+        }
         Unexpected::Signed(n) if expected.contains("string") => Some(format!("put it in quotes: \"{n}\"")),
         Unexpected::Float(_) if expected.contains("string") => Some("put it in quotes".to_owned()),
         Unexpected::Bool(b) if expected.contains("string") => Some(format!("put it in quotes: \"{b}\"")),
-        Unexpected::Unit if expected.contains("list") => Some("remove the field, or write [] for an empty list".to_owned()),
-        Unexpected::Unit if expected.contains("mapping") => Some("remove the field, or write {} for an empty mapping".to_owned()),
+        Unexpected::Unit if expected.contains("list") => {
+            Some("remove the field, or write [] for an empty list".to_owned())
+        }
+        Unexpected::Unit if expected.contains("mapping") => {
+            Some("remove the field, or write {} for an empty mapping".to_owned())
+        }
         Unexpected::Unit => Some("remove the field, or give it a value".to_owned()),
         Unexpected::Map | Unexpected::Str(_) | Unexpected::Signed(_) if expected == "a list" => {
             Some("begin each item with \"- \"".to_owned())
@@ -370,7 +395,9 @@ impl<'de> de::Deserializer<'de> for De<'_, '_> {
 
     fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match (&self.node.value, self.resolved()) {
-            (Value::Scalar { text, .. }, Resolved::Text) => visitor.visit_str(text).map_err(|e: Error| e.at(self)),
+            (Value::Scalar { text, .. }, Resolved::Text) => {
+                visitor.visit_str(text).map_err(|e: Error| e.at(self))
+            }
             _ => Err(self.wrong("a string")),
         }
     }
@@ -390,13 +417,19 @@ impl<'de> de::Deserializer<'de> for De<'_, '_> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
         visitor.visit_newtype_struct(self).map_err(|e: Error| e.at(self))
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
         match &self.node.value {
-            Value::Seq(items) => visitor.visit_seq(Items { items, next: 0, de: self }).map_err(|e| e.at(self)),
+            Value::Seq(items) => {
+                visitor.visit_seq(Items { items, next: 0, de: self }).map_err(|e| e.at(self))
+            }
             _ => Err(self.wrong("a list")),
         }
     }
@@ -464,7 +497,14 @@ impl<'de> SeqAccess<'de> for Items<'_, '_> {
         let Some(node) = self.items.get(self.next) else { return Ok(None) };
         let path = Path::Index(self.de.path, self.next);
         self.next += 1;
-        let de = De { node, path: &path, key: (node.line, node.column), known: &[], skip: &[], reader: self.de.reader };
+        let de = De {
+            node,
+            path: &path,
+            key: (node.line, node.column),
+            known: &[],
+            skip: &[],
+            reader: self.de.reader,
+        };
         seed.deserialize(de).map(Some)
     }
 
@@ -552,23 +592,39 @@ mod tests {
         use Nulls::{Absent, Refused};
         check("name: x\nport: 80\nlist:\n- on: true\n", Refused, Ok(()));
         check("name: x\nport:\n", Absent, Ok(()));
-        check("name: x\nport:\n", Refused, Err(("spec.port", (2, 1), "expected an integer, found nothing (null)")));
+        check(
+            "name: x\nport:\n",
+            Refused,
+            Err(("spec.port", (2, 1), "expected an integer, found nothing (null)")),
+        );
         check("name: 80\n", Refused, Err(("spec.name", (1, 7), "expected a string, found the number 80")));
         check("name: \"80\"\n", Refused, Ok(()));
         check("name: yes\n", Refused, Ok(()));
         check("port: 80\n", Refused, Err(("spec.name", (1, 1), "the required field \"name\" is missing")));
-        check("name: x\nport: abc\n", Refused, Err(("spec.port", (2, 7), "expected an integer, found the string \"abc\"")));
+        check(
+            "name: x\nport: abc\n",
+            Refused,
+            Err(("spec.port", (2, 7), "expected an integer, found the string \"abc\"")),
+        );
         check(
             "name: x\nport: 70000\n",
             Refused,
             Err(("spec.port", (2, 7), "expected an integer between 0 and 65535, found the number 70000")),
         );
-        check("name: x\nlist:\n  on: true\n", Refused, Err(("spec.list", (2, 1), "expected a list, found a mapping")));
+        check(
+            "name: x\nlist:\n  on: true\n",
+            Refused,
+            Err(("spec.list", (2, 1), "expected a list, found a mapping")),
+        );
         check(
             "name: x\nlist:\n- on: yes\n",
             Refused,
             Err(("spec.list[0].on", (3, 7), "expected true or false, found the string \"yes\"")),
         );
-        check("name: x\nlist:\n- on: true\n  off: 1\n", Refused, Err(("spec.list[0].off", (4, 3), "unknown field")));
+        check(
+            "name: x\nlist:\n- on: true\n  off: 1\n",
+            Refused,
+            Err(("spec.list[0].off", (4, 3), "unknown field")),
+        );
     }
 }

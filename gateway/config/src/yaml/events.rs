@@ -10,8 +10,14 @@ use crate::diagnostic::reason;
 
 /// Parses every document of `text`.
 pub(super) fn parse(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
-    Builder { events: Parser::new_from_str(text), text, anchors: HashMap::new(), alias_nodes: 0, documents: Vec::new() }
-        .run()
+    Builder {
+        events: Parser::new_from_str(text),
+        text,
+        anchors: HashMap::new(),
+        alias_nodes: 0,
+        documents: Vec::new(),
+    }
+    .run()
 }
 
 struct Builder<'t> {
@@ -59,7 +65,9 @@ impl<'t> Builder<'t> {
         }
         let (value, anchor) = match event {
             Event::Alias(id) => return self.alias(id, line, column, depth),
-            Event::Scalar(text, style, anchor, tag) => (scalar(text, style, tag.as_deref(), line, column)?, anchor),
+            Event::Scalar(text, style, anchor, tag) => {
+                (scalar(text, style, tag.as_deref(), line, column)?, anchor)
+            }
             Event::SequenceStart(anchor, _) => (self.sequence(depth)?, anchor),
             Event::MappingStart(anchor, _) => (self.mapping(depth)?, anchor),
             _ => (Value::Null, 0),
@@ -172,7 +180,11 @@ fn scalar<'t>(
             }
         }
     }
-    Ok(if style == Style::Plain && resolve(&text) == Resolved::Null { Value::Null } else { Value::Scalar { text, style } })
+    Ok(if style == Style::Plain && resolve(&text) == Resolved::Null {
+        Value::Null
+    } else {
+        Value::Scalar { text, style }
+    })
 }
 
 fn key_text(key: Node<'_>) -> Result<Cow<'_, str>, Box<Problem>> {
@@ -184,7 +196,9 @@ fn key_text(key: Node<'_>) -> Result<Cow<'_, str>, Box<Problem>> {
             key.line,
             key.column,
             "a list or mapping cannot be the key of a mapping",
-            Some("a template's {{ ... }} is YAML for a mapping in a mapping: render the template first, or quote it"),
+            Some(
+                "a template's {{ ... }} is YAML for a mapping in a mapping: render the template first, or quote it",
+            ),
         )),
     }
 }
@@ -198,7 +212,13 @@ fn merge_sources(value: Node<'_>) -> Result<Vec<Node<'_>>, Box<Problem>> {
     if sources.iter().all(|s| matches!(s.value, Value::Map(_))) {
         return Ok(sources);
     }
-    Err(problem(reason::INVALID_YAML, line, column, "the merge key << takes a mapping or a list of mappings", None))
+    Err(problem(
+        reason::INVALID_YAML,
+        line,
+        column,
+        "the merge key << takes a mapping or a list of mappings",
+        None,
+    ))
 }
 
 /// What is written in the mapping itself wins, then the earlier source.
@@ -281,5 +301,12 @@ pub(super) fn problem(
     message: impl Into<String>,
     hint: Option<&str>,
 ) -> Box<Problem> {
-    Box::new(Problem { reason, line, column, field: String::new(), message: message.into(), hint: hint.map(str::to_owned) })
+    Box::new(Problem {
+        reason,
+        line,
+        column,
+        field: String::new(),
+        message: message.into(),
+        hint: hint.map(str::to_owned),
+    })
 }

@@ -57,7 +57,10 @@ fn say(message: &str, hint: &'static str) -> Said {
 impl Syntax<'_> {
     /// What is wrong with the whole text comes first, then the scanner's own view, most telling first.
     fn explain(&self) -> Said {
-        self.not_meant_as_yaml().or_else(|| self.indentation()).or_else(|| self.quoting()).unwrap_or_else(|| self.structure())
+        self.not_meant_as_yaml()
+            .or_else(|| self.indentation())
+            .or_else(|| self.quoting())
+            .unwrap_or_else(|| self.structure())
     }
 
     fn has(&self, needle: &str) -> bool {
@@ -67,10 +70,14 @@ impl Syntax<'_> {
     fn not_meant_as_yaml(&self) -> Option<Said> {
         let mark = |l: &str| l.starts_with("<<<<<<< ") || l == "=======" || l.starts_with(">>>>>>> ");
         if let Some(line) = self.text.lines().position(mark) {
-            let said = say("this line is the mark of an unresolved merge conflict", "resolve the conflict and remove the marks");
+            let said = say(
+                "this line is the mark of an unresolved merge conflict",
+                "resolve the conflict and remove the marks",
+            );
             return Some(said.at(line + 1, 1));
         }
-        let template = self.current.contains("{{") || self.text.lines().any(|l| l.trim_start().starts_with("{{"));
+        let template =
+            self.current.contains("{{") || self.text.lines().any(|l| l.trim_start().starts_with("{{"));
         template.then(|| {
             say(
                 "this is not YAML: it looks like a template that was not rendered",
@@ -82,7 +89,10 @@ impl Syntax<'_> {
     fn indentation(&self) -> Option<Said> {
         let tab = self.current.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t');
         if let Some(tab) = tab {
-            let said = say("a tab is used for indentation", "YAML is indented with spaces; replace the tabs of this line");
+            let said = say(
+                "a tab is used for indentation",
+                "YAML is indented with spaces; replace the tabs of this line",
+            );
             return Some(said.at(self.line, tab + 1));
         }
         if self.has("tab") {
@@ -92,14 +102,18 @@ impl Syntax<'_> {
             return Some(self.mapping_value());
         }
         (self.has("did not find expected key") || self.has("invalid indentation")).then(|| {
-            say("the indentation of this line matches nothing above it", "indent it exactly like its siblings, with spaces")
+            say(
+                "the indentation of this line matches nothing above it",
+                "indent it exactly like its siblings, with spaces",
+            )
         })
     }
 
     fn mapping_value(&self) -> Said {
         let (above_line, above) = self.line_above();
         let above_has_value = above.split_once(": ").is_some_and(|(_, v)| !v.trim().is_empty());
-        if above_has_value && indent(self.current) > indent(above) && self.current.matches(": ").count() <= 1 {
+        if above_has_value && indent(self.current) > indent(above) && self.current.matches(": ").count() <= 1
+        {
             let said = say(
                 "this line is indented deeper than the one above, which already has a value",
                 "indent it like the line above",
@@ -157,7 +171,10 @@ impl Syntax<'_> {
             );
         }
         if self.has("block sequence entries are not allowed") {
-            return say("a list item cannot begin here", "put \"- \" on a line of its own, indented below the key");
+            return say(
+                "a list item cannot begin here",
+                "put \"- \" on a line of its own, indented below the key",
+            );
         }
         if self.has("simple key") {
             return self.no_colon();
@@ -184,7 +201,10 @@ impl Syntax<'_> {
 }
 
 fn colon_missing() -> Said {
-    say("this line is neither \"key: value\" nor part of the value above", "add the missing colon, with a space after it")
+    say(
+        "this line is neither \"key: value\" nor part of the value above",
+        "add the missing colon, with a space after it",
+    )
 }
 
 fn indent(line: &str) -> usize {

@@ -104,9 +104,7 @@ impl<'t> Fast<'t> {
         let indent = self.indent;
         let mut entries: Vec<Entry<'t>> = Vec::with_capacity(4);
         while !self.at_end() && self.indent == indent && !is_marker(self.content, indent) {
-            let Some((key, rest)) = split_key(self.content) else {
-                return None;
-            };
+            let (key, rest) = split_key(self.content)?;
             if entries.iter().any(|e| e.key == key) || resolve(key) == Resolved::Null {
                 return None;
             }
@@ -159,7 +157,8 @@ fn split_key(content: &str) -> Option<(&str, &str)> {
     if !bytes.first()?.is_ascii_alphanumeric() {
         return None;
     }
-    let end = bytes.iter().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/')))?;
+    let end =
+        bytes.iter().position(|b| !(b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b'/')))?;
     if bytes[end] != b':' || !matches!(bytes.get(end + 1), None | Some(b' ')) {
         return None;
     }
@@ -170,9 +169,18 @@ fn inline(text: &str) -> Option<Value<'_>> {
     let (text, style) = match text.as_bytes()[0] {
         quote @ (b'"' | b'\'') => (quoted(text, quote)?, Style::Quoted),
         b'[' | b'{' => return empty_flow(text),
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'_' | b'(' | b'^' | b'$' | b'+' | b'~' | b'=' => {
-            (plain(text)?, Style::Plain)
-        }
+        b'a'..=b'z'
+        | b'A'..=b'Z'
+        | b'0'..=b'9'
+        | b'/'
+        | b'.'
+        | b'_'
+        | b'('
+        | b'^'
+        | b'$'
+        | b'+'
+        | b'~'
+        | b'=' => (plain(text)?, Style::Plain),
         b'-' if text.as_bytes().get(1).is_some_and(u8::is_ascii_alphanumeric) => (plain(text)?, Style::Plain),
         _ => return None,
     };
@@ -208,7 +216,8 @@ fn quoted(text: &str, quote: u8) -> Option<&str> {
         return None;
     }
     let after = &inner[end + 1..];
-    (after.is_empty() || after.starts_with(' ') && after.trim_ascii_start().starts_with('#')).then(|| &inner[..end])
+    (after.is_empty() || after.starts_with(' ') && after.trim_ascii_start().starts_with('#'))
+        .then(|| &inner[..end])
 }
 
 fn empty_flow(text: &str) -> Option<Value<'_>> {
@@ -294,13 +303,49 @@ mod tests {
 
         #[test]
         fn both_readers_agree(lines in proptest::collection::vec((0usize..7, 0usize..PIECES.len(), 0usize..PIECES.len()), 1..9)) {
-            let text: String = lines.iter().map(|(indent, a, b)| format!("{:indent$}{}{}\n", "", PIECES[*a], PIECES[*b])).collect();
+            let lines: Vec<_> = lines.iter().map(|(indent, a, b)| format!("{:indent$}{}{}", "", PIECES[*a], PIECES[*b])).collect();
+            let text = lines.join("\n");
             check(&text);
         }
     }
 
     const PIECES: &[&str] = &[
-        "", "a: ", "b: ", "c:", "- ", "-", "1", "x y", "\"q\"", "'s'", "[]", "{}", "#", " # c", ": ", ":", "~", "null", "---", "...",
-        "k-1/x.y: ", "- a: ", "-1", "\\", "\"", "'", "http://x", "|", ">", "&a ", "*a", "!!str ", "? ", "%", "- - ", "true", "  ",
+        "",
+        "a: ",
+        "b: ",
+        "c:",
+        "- ",
+        "-",
+        "1",
+        "x y",
+        "\"q\"",
+        "'s'",
+        "[]",
+        "{}",
+        "#",
+        " # c",
+        ": ",
+        ":",
+        "~",
+        "null",
+        "---",
+        "...",
+        "k-1/x.y: ",
+        "- a: ",
+        "-1",
+        "\\",
+        "\"",
+        "'",
+        "http://x",
+        "|",
+        ">",
+        "&a ",
+        "*a",
+        "!!str ",
+        "? ",
+        "%",
+        "- - ",
+        "true",
+        "  ",
     ];
 }

@@ -56,9 +56,18 @@ impl<'t> Json<'t> {
             let (line, column) = self.place();
             match self.peek() {
                 Some(b'"') => {}
-                Some(b'}') => return Err(self.wrong("a comma stands before this }", "JSON has no comma after the last entry")),
+                Some(b'}') => {
+                    return Err(
+                        self.wrong("a comma stands before this }", "JSON has no comma after the last entry")
+                    );
+                }
                 None => return Err(self.wrong("the JSON ends in the middle", "is the file complete?")),
-                _ => return Err(self.wrong("a key in double quotes is expected here", "JSON has neither bare keys nor comments")),
+                _ => {
+                    return Err(self.wrong(
+                        "a key in double quotes is expected here",
+                        "JSON has neither bare keys nor comments",
+                    ));
+                }
             }
             let key = self.string()?;
             self.space();
@@ -89,7 +98,9 @@ impl<'t> Json<'t> {
                 return Ok(Value::Seq(items));
             }
             if self.peek() == Some(b']') {
-                return Err(self.wrong("a comma stands before this ]", "JSON has no comma after the last item"));
+                return Err(
+                    self.wrong("a comma stands before this ]", "JSON has no comma after the last item")
+                );
             }
             items.push(self.value(depth + 1)?);
             self.space();
@@ -112,7 +123,9 @@ impl<'t> Json<'t> {
 
     fn word(&mut self) -> Result<Value<'t>> {
         let rest = &self.text[self.at..];
-        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '+' | '.')).unwrap_or(rest.len());
+        let end = rest
+            .find(|c: char| !c.is_ascii_alphanumeric() && !matches!(c, '-' | '+' | '.'))
+            .unwrap_or(rest.len());
         let word = &rest[..end];
         let value = match word {
             "null" => Value::Null,
@@ -139,7 +152,10 @@ impl<'t> Json<'t> {
                     end += 2;
                 }
                 Some(0..=0x1f) | None => {
-                    return Err(self.wrong("the text in double quotes that begins here is not closed", "add the missing quote; write \\n for a line break"));
+                    return Err(self.wrong(
+                        "the text in double quotes that begins here is not closed",
+                        "add the missing quote; write \\n for a line break",
+                    ));
                 }
                 Some(_) => end += 1,
             }
@@ -148,7 +164,12 @@ impl<'t> Json<'t> {
         let text = if escaped {
             match serde_json::from_str::<String>(&self.text[start - 1..=end]) {
                 Ok(text) => Cow::Owned(text),
-                Err(_) => return Err(self.wrong("this text has an escape that JSON does not know", "write \\\\ for a backslash")),
+                Err(_) => {
+                    return Err(self.wrong(
+                        "this text has an escape that JSON does not know",
+                        "write \\\\ for a backslash",
+                    ));
+                }
             }
         } else {
             Cow::Borrowed(raw)

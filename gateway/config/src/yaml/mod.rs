@@ -4,6 +4,9 @@
 //! [`events`] (on `saphyr-parser`) for all of YAML 1.2, and [`json`] for what begins like JSON. Nothing here knows
 //! what an object of Kubernetes is.
 
+// A problem is boxed where it is made, since every reader returns `Result<_, Box<Problem>>`.
+#![allow(clippy::unnecessary_box_returns)]
+
 mod de;
 pub(crate) mod events;
 mod explain;
@@ -15,8 +18,8 @@ mod scalar;
 use std::borrow::Cow;
 
 pub use de::{Nulls, Reader, reject};
-pub use path::{find, locate};
 pub(crate) use path::push_key;
+pub use path::{find, locate};
 pub use scalar::{Resolved, resolve};
 
 /// Nesting that no object of Kubernetes comes near; a bound for the stack.
@@ -147,5 +150,77 @@ impl<'t> Node<'t> {
     /// Whether nothing is written there.
     pub fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn first(text: &str) -> Node<'_> {
+        parse(text).unwrap().remove(0)
+    }
+
+    #[test]
+    fn anchors_aliases_and_merge_keys() {
+        let root =
+            first("base: &b {x: 1, y: 2}\nplain: *b\nmore:\n  <<: *b\n  y: 3\nlist:\n  <<: [{y: 4}, *b]\n");
+        let text = |path| find(&root, path).and_then(Node::text);
+        assert_eq!(text("plain.y"), Some("2"));
+        assert_eq!((text("more.x"), text("more.y")), (Some("1"), Some("3")));
+        assert_eq!((text("list.x"), text("list.y")), (Some("1"), Some("4")));
+        assert_eq!(locate(&root, "plain.x"), (1, 14));
+    }
+
+    #[test]
+    fn tags_and_styles_decide_what_is_a_string() {
+        let root = first("a: !!str 80\nb: |\n  80\nc: '80'\nd: 80\ne: !!int 7\n");
+        let strings: Vec<_> =
+            ["a", "b", "c", "d", "e"].map(|k| root.get(k).and_then(Node::as_str).is_some()).into();
+        assert_eq!(strings, [true, true, true, false, false]);
+        assert!(parse("a: !secret x").is_err());
+    }
+
+    #[test]
+    fn files_from_other_systems_are_read() {
+        for text in [
+            "\u{feff}a: 1\n",
+            "a: 1\r\nb: 2\r\n",
+            "{a: 1, b: [x]}",
+            "{}",
+            "--- {\"a\": 1}\n",
+            "# only\n",
+            "---\n---\n",
+        ] {
+            assert!(parse(text).is_ok(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_anchor_within_itself_is_refused() {
+        assert!(parse("a: &a [*a]\n").is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[ \\n\\t{}\\[\\]:,\"'#&*!|>%@`a-c0-2.<~?\\\\é-]{0,60}") {
+            let _ = parse(&text);
+        }
+
+        #[test]
+        fn json_is_what_serde_json_takes(text in "(\\{|\\[)[ \\n{}\\[\\]:,\"a1.e-]{0,14}(\\}|\\])") {
+            // A key written twice is an error only here, and several values may follow each other only here.
+            let theirs = serde_json::from_str::<serde_json::Value>(&text).is_ok();
+            let ours = json::parse(&text);
+            if theirs {
+                prop_assert!(ours.as_ref().is_ok_and(|d| d.len() == 1) || ours.is_err_and(|e| e.reason == crate::diagnostic::reason::DUPLICATE_KEY));
+            } else {
+                prop_assert!(ours.is_err() || ours.is_ok_and(|d| d.len() != 1));
+            }
+        }
     }
 }
