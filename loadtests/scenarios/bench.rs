@@ -137,7 +137,8 @@ fn wrk(target: &Target, connections: usize, seconds: u32) -> Result<Load, String
     let output = Command::new("taskset")
         .args(["-c", &LOAD_CPU.to_string(), "wrk", "-t1"])
         .args([format!("-c{connections}"), format!("-d{seconds}s")])
-        .args(["-H", &format!("host: {}", target.host), &url])
+        // wrk adds its own Host unless it is given one in just this spelling.
+        .args(["-H", &format!("Host: {}", target.host), &url])
         .output()
         .map_err(|error| format!("taskset or wrk: {error} (Debian packages util-linux and wrk)"))?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -188,7 +189,7 @@ fn haproxy(address: SocketAddr, backend: SocketAddr) -> String {
     format!(
         "global
     nbthread 1
-    maxconn 20000
+    maxconn 8000
 defaults
     mode http
     timeout connect 5s
