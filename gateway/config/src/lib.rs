@@ -7,21 +7,82 @@
 pub mod diagnostic;
 pub mod document;
 pub mod kinds;
+pub mod status;
 pub mod store;
+pub mod translate;
 pub mod yaml;
 
 pub use diagnostic::Diagnostic;
 pub use store::{FileChange, Store, StoreChange};
+pub use translate::Translator;
+
+use fieldgate_core::ir;
+
+/// The configuration of a gateway: documents, what they mean together, and what is wrong with them.
+#[derive(Debug, Default)]
+pub struct Configuration {
+    store: Store,
+    translator: Translator,
+    config: ir::Config,
+}
+
+/// What a change of files came to.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The whole configuration.
+    pub config: ir::Config,
+    /// Which parts may differ from the one before.
+    pub touched: ir::Touched,
+    /// Everything that is wrong now.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Whether the configuration differs from the one before.
+    pub changed: bool,
+}
+
+impl Configuration {
+    /// Takes changed files in.
+    pub fn apply(&mut self, files: Vec<FileChange>) -> Outcome {
+        let change = self.store.apply(files);
+        let translation = self.translator.apply(&change);
+        let changed = match &translation.touched {
+            ir::Touched::All => self.config != translation.config,
+            // Routes that came out equal kept their place, so this costs what the changed routes cost.
+            ir::Touched::Routes(keys) => {
+                let (old, new) = (&self.config.routes, &translation.config.routes);
+                keys.iter().any(|k| match (old.get(k), new.get(k)) {
+                    (Some(a), Some(b)) => !std::sync::Arc::ptr_eq(a, b),
+                    (None, None) => false,
+                    _ => true,
+                })
+            }
+        };
+        self.config = translation.config.clone();
+        let diagnostics = self.diagnostics();
+        Outcome { config: translation.config, touched: translation.touched, diagnostics, changed }
+    }
+
+    /// Everything that is wrong, in the order of file and line.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let mut all = self.store.diagnostics();
+        all.extend(self.translator.diagnostics());
+        all.sort_by(Diagnostic::by_place);
+        all
+    }
+
+    /// The status of every object that has one.
+    pub fn statuses(&self) -> Vec<status::ObjectStatus> {
+        self.translator.statuses()
+    }
+}
 
 /// Everything that is wrong with a set of files `(name, text)`, in the order of file name and line.
 ///
 /// This is what `fieldgate check` prints and what the golden tests compare.
 pub fn check_text(files: &[(&str, &str)]) -> Vec<Diagnostic> {
-    let mut store = Store::default();
+    let mut configuration = Configuration::default();
     let changes = files
         .iter()
         .map(|(name, text)| FileChange { name: (*name).into(), text: Some((*text).to_owned()) })
         .collect();
-    store.apply(changes);
-    store.diagnostics()
+    configuration.apply(changes).diagnostics
 }

@@ -51,7 +51,12 @@ pub fn rewrite(rewrite: &Rewrite, prefix_len: usize, head: &mut RequestHead) {
 /// The answer that sends the client elsewhere (Gateway API `HTTPRequestRedirectFilter`).
 ///
 /// The port: as given; else, with a scheme given, that scheme's own; else the listener's. A scheme's own port is not written.
-pub fn redirect(redirect: &Redirect, prefix_len: usize, head: &RequestHead, listener_port: u16) -> LocalResponse {
+pub fn redirect(
+    redirect: &Redirect,
+    prefix_len: usize,
+    head: &RequestHead,
+    listener_port: u16,
+) -> LocalResponse {
     let scheme = redirect.scheme.as_deref().unwrap_or(if head.https { "https" } else { "http" });
     let host = redirect.hostname.as_deref().unwrap_or_else(|| split_port(&head.authority).0);
     let own_port = if scheme == "https" { 443 } else { 80 };
@@ -60,8 +65,11 @@ pub fn redirect(redirect: &Redirect, prefix_len: usize, head: &RequestHead, list
         Some(path) => Cow::Owned(rewritten(path, prefix_len, head)),
         None => Cow::Borrowed(head.target.as_str()),
     };
-    let location =
-        if port == own_port { format!("{scheme}://{host}{target}") } else { format!("{scheme}://{host}:{port}{target}") };
+    let location = if port == own_port {
+        format!("{scheme}://{host}{target}")
+    } else {
+        format!("{scheme}://{host}:{port}{target}")
+    };
     LocalResponse {
         status: redirect.status,
         headers: vec![("location", location)],
@@ -80,7 +88,9 @@ fn rewritten(rewrite: &PathRewrite, prefix_len: usize, head: &RequestHead) -> St
             let (prefix, rest) = (prefix.trim_end_matches('/'), rest.trim_start_matches('/'));
             match (rest.is_empty(), prefix.is_empty()) {
                 (true, true) => format!("/{query}"),
-                (true, false) if head.path().ends_with('/') && head.path_len > prefix_len => format!("{prefix}/{query}"),
+                (true, false) if head.path().ends_with('/') && head.path_len > prefix_len => {
+                    format!("{prefix}/{query}")
+                }
                 (true, false) => format!("{prefix}{query}"),
                 (false, _) => format!("{prefix}/{rest}{query}"),
             }

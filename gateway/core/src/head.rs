@@ -291,9 +291,8 @@ impl Headers {
     /// Removes every field of that lower-case name.
     pub fn remove(&mut self, name: &str) {
         let bytes = &self.bytes;
-        self.fields.retain(|f| {
-            bytes[f.name as usize..f.name as usize + f.name_len as usize] != *name.as_bytes()
-        });
+        self.fields
+            .retain(|f| bytes[f.name as usize..f.name as usize + f.name_len as usize] != *name.as_bytes());
     }
 
     /// Removes every field of a well-known name.
@@ -394,10 +393,7 @@ impl Method {
 
     /// Whether repeating the request changes nothing more (RFC 9110 section 9.2.2).
     pub fn is_idempotent(&self) -> bool {
-        matches!(
-            self,
-            Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace
-        )
+        matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
     }
 }
 
@@ -501,7 +497,8 @@ impl RequestHead {
 /// Whether the content type says gRPC (`application/grpc`, with `+proto` or parameters, but not `grpc-web`).
 pub fn is_grpc(headers: &Headers) -> bool {
     headers.get_id(HeaderId::ContentType).is_some_and(|v| {
-        v.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+        v.strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
     })
 }
 
@@ -551,7 +548,10 @@ mod tests {
     fn removing_and_setting() {
         let mut h = head(&[("a", "1"), ("b", "2"), ("a", "3")]).headers;
         h.set("a", b"4");
-        assert_eq!(h.iter().map(|(_, n, v)| (n, v)).collect::<Vec<_>>(), [(&b"b"[..], &b"2"[..]), (b"a", b"4")]);
+        assert_eq!(
+            h.iter().map(|(_, n, v)| (n, v)).collect::<Vec<_>>(),
+            [(&b"b"[..], &b"2"[..]), (b"a", b"4")]
+        );
         h.remove("b");
         assert_eq!(h.len(), 1);
     }

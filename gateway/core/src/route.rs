@@ -90,9 +90,8 @@ impl CompiledRoute {
         let mut entries = Vec::new();
         for (at, rule) in rules.iter().enumerate() {
             for (index, matched) in rule.ir.matches.iter().enumerate() {
-                let entry = Entry::new(&ir, at, index, rule, matched).map_err(|(field, message)| BadRoute {
-                    field: format!("rules[{at}].matches[{index}].{field}"),
-                    message,
+                let entry = Entry::new(&ir, at, index, rule, matched).map_err(|(field, message)| {
+                    BadRoute { field: format!("rules[{at}].matches[{index}].{field}"), message }
                 })?;
                 entries.push(Arc::new(entry));
             }
@@ -102,7 +101,13 @@ impl CompiledRoute {
 }
 
 impl Entry {
-    fn new(route: &Route, at: usize, index: usize, rule: &Arc<CompiledRule>, matched: &Match) -> Result<Self, (String, String)> {
+    fn new(
+        route: &Route,
+        at: usize,
+        index: usize,
+        rule: &Arc<CompiledRule>,
+        matched: &Match,
+    ) -> Result<Self, (String, String)> {
         let (path_kind, path_len, prefix_len) = match &matched.path {
             PathMatch::Exact(p) => (0, p.len(), 0),
             PathMatch::Prefix(p) if &**p == "/" => (1, 1, 0),
@@ -208,13 +213,18 @@ impl Value {
     }
 }
 
-fn values(field: &str, list: &[(Arc<str>, ValueMatch)]) -> Result<Box<[(Arc<str>, Value)]>, (String, String)> {
+fn values(
+    field: &str,
+    list: &[(Arc<str>, ValueMatch)],
+) -> Result<Box<[(Arc<str>, Value)]>, (String, String)> {
     list.iter()
         .enumerate()
         .map(|(at, (name, value))| {
             let value = match value {
                 ValueMatch::Exact(v) => Value::Exact(v.clone()),
-                ValueMatch::Regex(p) => Value::Regex(full_regex(p).map_err(|e| (format!("{field}[{at}].value"), e))?),
+                ValueMatch::Regex(p) => {
+                    Value::Regex(full_regex(p).map_err(|e| (format!("{field}[{at}].value"), e))?)
+                }
             };
             Ok((name.clone(), value))
         })
@@ -358,8 +368,13 @@ impl Table {
             return Explanation { host_found: false, winner: None, others: Vec::new() };
         };
         let winner = table.find(head).cloned();
-        let mut entries: Vec<&Arc<Entry>> =
-            table.exact.values().chain(table.prefix.values()).flat_map(|e| e.iter()).chain(&table.regex).collect();
+        let mut entries: Vec<&Arc<Entry>> = table
+            .exact
+            .values()
+            .chain(table.prefix.values())
+            .flat_map(|e| e.iter())
+            .chain(&table.regex)
+            .collect();
         // The nearest first: those whose path fits, then by precedence.
         entries.sort_by_key(|e| (!e.path_fits(head.path()), &e.precedence));
         let others = entries
@@ -443,7 +458,11 @@ impl HostTable {
                 insert_sorted(&mut self.prefix, p, entry);
             }
             PathMatch::Regex(_) => {
-                let at = self.regex.iter().position(|e| e.precedence > entry.precedence).unwrap_or(self.regex.len());
+                let at = self
+                    .regex
+                    .iter()
+                    .position(|e| e.precedence > entry.precedence)
+                    .unwrap_or(self.regex.len());
                 self.regex.insert(at, entry.clone());
             }
         }
@@ -456,7 +475,11 @@ impl HostTable {
                 let removed = remove_from(&mut self.prefix, p, entry);
                 let depth = depth(p);
                 if removed && let Some(count) = self.depths.get(&depth).copied() {
-                    if count > 1 { self.depths.insert(depth, count - 1) } else { self.depths.remove(&depth) };
+                    if count > 1 {
+                        self.depths.insert(depth, count - 1)
+                    } else {
+                        self.depths.remove(&depth)
+                    };
                 }
                 removed
             }

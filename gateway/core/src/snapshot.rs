@@ -154,7 +154,12 @@ impl Snapshot {
     }
 
     /// Compiles a configuration, sharing with `prev` what is not touched.
-    pub fn compile(prev: Option<&Snapshot>, config: ir::Config, touched: &Touched, generation: u64) -> Snapshot {
+    pub fn compile(
+        prev: Option<&Snapshot>,
+        config: ir::Config,
+        touched: &Touched,
+        generation: u64,
+    ) -> Snapshot {
         let mut next = prev.cloned().unwrap_or_default();
         next.generation = generation;
         next.rejections = Vec::new();
@@ -256,7 +261,11 @@ impl Snapshot {
                 match CompiledRoute::new(ir, rules) {
                     Ok(route) => Some(Arc::new(route)),
                     Err(bad) => {
-                        self.rejections.push(Rejection { object: key.clone(), field: bad.field, message: bad.message });
+                        self.rejections.push(Rejection {
+                            object: key.clone(),
+                            field: bad.field,
+                            message: bad.message,
+                        });
                         // The last good version stays, with the slots that it holds.
                         return None;
                     }
@@ -327,8 +336,10 @@ impl Snapshot {
     }
 
     fn compile_listeners(&mut self, old: &ir::Config, routes: &[RouteChange]) {
-        let listeners_changed = !old.listeners.ptr_eq(&self.config.listeners) && old.listeners != self.config.listeners;
-        let policies_changed = !old.policies.ptr_eq(&self.config.policies) && old.policies != self.config.policies;
+        let listeners_changed =
+            !old.listeners.ptr_eq(&self.config.listeners) && old.listeners != self.config.listeners;
+        let policies_changed =
+            !old.policies.ptr_eq(&self.config.policies) && old.policies != self.config.policies;
         let mut tables: BTreeMap<ListenerKey, Table> = BTreeMap::new();
         for RouteChange { before, after } in routes {
             for (route, insert) in before.iter().map(|r| (r, false)).chain(after.iter().map(|r| (r, true))) {
@@ -339,9 +350,9 @@ impl Snapshot {
                         continue;
                     }
                     done.push(key);
-                    let table = tables
-                        .entry(key.clone())
-                        .or_insert_with(|| self.listeners.get(key).map(|l| l.table.clone()).unwrap_or_default());
+                    let table = tables.entry(key.clone()).or_insert_with(|| {
+                        self.listeners.get(key).map(|l| l.table.clone()).unwrap_or_default()
+                    });
                     if insert { table.insert(key, route) } else { table.remove(key, route) }
                 }
             }
@@ -377,7 +388,11 @@ impl Snapshot {
         table
     }
 
-    fn policies_of(&self, key: &ListenerKey, before: Option<&Arc<[Arc<ir::Policy>]>>) -> Arc<[Arc<ir::Policy>]> {
+    fn policies_of(
+        &self,
+        key: &ListenerKey,
+        before: Option<&Arc<[Arc<ir::Policy>]>>,
+    ) -> Arc<[Arc<ir::Policy>]> {
         let mut policies: Vec<Arc<ir::Policy>> =
             self.config.policies.values().filter(|p| p.listeners.contains(key)).cloned().collect();
         policies.sort_by(|a, b| (a.action, &a.key).cmp(&(b.action, &b.key)));
@@ -394,7 +409,10 @@ struct RouteChange {
     after: Option<Arc<CompiledRoute>>,
 }
 
-fn address_tables(listeners: &OrdMap<ListenerKey, Arc<CompiledListener>>, before: &[Arc<AddressTable>]) -> Vec<Arc<AddressTable>> {
+fn address_tables(
+    listeners: &OrdMap<ListenerKey, Arc<CompiledListener>>,
+    before: &[Arc<AddressTable>],
+) -> Vec<Arc<AddressTable>> {
     let mut tables: BTreeMap<SocketAddr, Vec<Arc<CompiledListener>>> = BTreeMap::new();
     for listener in listeners.values() {
         for address in &listener.ir.addresses {

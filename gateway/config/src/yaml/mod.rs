@@ -103,7 +103,8 @@ pub struct Problem {
 pub fn parse(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if looks_like_json(text) {
-        return json::parse(text);
+        // YAML's flow style allows more (bare keys, comments, a last comma); what is neither is JSON gone wrong.
+        return json::parse(text).or_else(|e| events::parse(text).map_err(|_| e));
     }
     fast::parse(text).map_or_else(|| events::parse(text), Ok)
 }
@@ -190,6 +191,7 @@ mod tests {
             "a: 1\r\nb: 2\r\n",
             "{a: 1, b: [x]}",
             "{}",
+            "{\"a\": 1, b: [2,], # c\n}",
             "--- {\"a\": 1}\n",
             "# only\n",
             "---\n---\n",

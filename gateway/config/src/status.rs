@@ -1,0 +1,33 @@
+//! The status of objects as Gateway API reports it: conditions with reasons.
+
+use serde::Serialize;
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Condition {
+    /// What of the object it is about: a listener's name, a parent's name, or nothing for the object itself.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub part: String,
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Conflicted`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Whether it holds.
+    pub status: bool,
+    /// Gateway API's reason.
+    pub reason: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// All conditions of an object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ObjectStatus {
+    /// Its kind.
+    pub kind: &'static str,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its conditions.
+    pub conditions: Vec<Condition>,
+}

@@ -1,0 +1,299 @@
+//! AuthorizationPolicy to IR, failing closed: what cannot be evaluated refuses everything that it might have refused.
+
+use std::collections::BTreeMap;
+
+use fieldgate_core::ir::{
+    ConditionKey, ConditionValue, ListenerKey, ObjectKey, Policy, PolicyAction, PolicyCondition,
+    PolicyOperation, PolicyRule, PolicySource, StringMatch,
+};
+use ipnet::IpNet;
+
+use super::gateways::Gateways;
+use super::{Notes, Objects};
+use crate::document::Object;
+use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, Source};
+use crate::kinds::{Kind, Spec};
+
+/// Policies here apply to every namespace (Istio's root namespace).
+const ROOT: &str = "istio-system";
+const DRY_RUN: &str = "istio.io/dry-run";
+
+/// What cannot be translated: reason, field, message.
+type Problem = (&'static str, String, String);
+
+pub(crate) fn translate(
+    objects: &Objects,
+    gateways: &Gateways,
+    notes: &mut BTreeMap<ObjectKey, Notes>,
+) -> BTreeMap<ObjectKey, Policy> {
+    let mut policies = BTreeMap::new();
+    for object in objects.of(Kind::AuthorizationPolicy) {
+        let Spec::AuthorizationPolicy(spec) = &object.spec else { continue };
+        let note = notes.entry(object.key()).or_default();
+        let listeners = match targets(object, spec, gateways) {
+            Ok(listeners) => listeners,
+            Err((reason, field, message)) => {
+                note.condition("Accepted", false, reason, message.clone());
+                note.diagnostics.push(object.error(reason, &field, message));
+                continue;
+            }
+        };
+        let dry_run = object.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
+        let action = match spec.action {
+            Action::Allow | Action::Custom => PolicyAction::Allow,
+            Action::Deny => PolicyAction::Deny,
+            Action::Audit => PolicyAction::Audit,
+        };
+        let mut policy = Policy { key: object.key(), action, dry_run, listeners, rules: Vec::new() };
+        match rules(spec) {
+            Ok(rules) => {
+                policy.rules = rules;
+                note.condition("Accepted", true, "Accepted", "");
+            }
+            Err((reason, field, message)) => {
+                note.condition("Accepted", false, reason, message.clone());
+                let error = object.error(reason, &field, message);
+                note.diagnostics.push(
+                    error.hint("until this is resolved, the policy refuses every request to its gateways"),
+                );
+                if action == PolicyAction::Audit {
+                    continue;
+                }
+                // A DENY rule without conditions matches everything.
+                policy.action = PolicyAction::Deny;
+                policy.dry_run = false;
+                policy.rules = vec![PolicyRule::default()];
+            }
+        }
+        policies.insert(object.key(), policy);
+    }
+    policies
+}
+
+/// The listeners that a policy applies to.
+fn targets(
+    object: &Object,
+    spec: &AuthorizationPolicySpec,
+    gateways: &Gateways,
+) -> Result<Vec<ListenerKey>, Problem> {
+    let root = *object.namespace == *ROOT;
+    let refs: Vec<_> = spec.target_ref.iter().chain(&spec.target_refs).collect();
+    if !refs.is_empty() {
+        let mut listeners = Vec::new();
+        for (at, target) in refs.iter().enumerate() {
+            let field = format!("spec.targetRefs[{at}]");
+            if target.kind != "Gateway" {
+                let message = format!(
+                    "a policy of this gateway can be attached to a Gateway, not to a {}",
+                    target.kind
+                );
+                return Err(("InvalidKind", format!("{field}.kind"), message));
+            }
+            let found = gateways.of(&object.namespace, &target.name);
+            let Some(infos) = found else {
+                let message = format!("there is no Gateway {}/{}", object.namespace, target.name);
+                return Err(("TargetNotFound", format!("{field}.name"), message));
+            };
+            listeners.extend(infos.iter().map(|i| i.key.clone()));
+        }
+        return Ok(listeners);
+    }
+    let selector = spec.selector.as_ref().map(|s| &s.match_labels);
+    let selected =
+        gateways.listeners.values().filter(|l| root || l.key.namespace == object.namespace).filter(|l| {
+            selector
+                .into_iter()
+                .flatten()
+                .all(|(k, v)| l.labels.iter().any(|(name, value)| **name == **k && **value == **v))
+        });
+    Ok(selected.map(|l| l.key.clone()).collect())
+}
+
+fn rules(spec: &AuthorizationPolicySpec) -> Result<Vec<PolicyRule>, Problem> {
+    if spec.action == Action::Custom {
+        return Err((
+            "UnsupportedValue",
+            "spec.action".into(),
+            "CUSTOM policies are not supported yet".into(),
+        ));
+    }
+    let mut rules = Vec::new();
+    for (at, rule) in spec.rules.iter().enumerate() {
+        let place = format!("spec.rules[{at}]");
+        let mut translated = PolicyRule::default();
+        for (i, from) in rule.from.iter().enumerate() {
+            translated.from.push(source(&from.source, &format!("{place}.from[{i}].source"))?);
+        }
+        for (i, to) in rule.to.iter().enumerate() {
+            translated.to.push(operation(&to.operation, &format!("{place}.to[{i}].operation"))?);
+        }
+        for (i, when) in rule.when.iter().enumerate() {
+            translated.when.push(condition(when, &format!("{place}.when[{i}]"))?);
+        }
+        rules.push(translated);
+    }
+    Ok(rules)
+}
+
+fn source(s: &Source, place: &str) -> Result<PolicySource, Problem> {
+    let identities = [
+        ("principals", &s.principals),
+        ("notPrincipals", &s.not_principals),
+        ("requestPrincipals", &s.request_principals),
+        ("notRequestPrincipals", &s.not_request_principals),
+        ("namespaces", &s.namespaces),
+        ("notNamespaces", &s.not_namespaces),
+        ("serviceAccounts", &s.service_accounts),
+        ("notServiceAccounts", &s.not_service_accounts),
+    ];
+    if let Some((field, _)) = identities.iter().find(|(_, list)| !list.is_empty()) {
+        let message = format!("{field} need client certificates or tokens, which are not evaluated yet");
+        return Err(("UnsupportedValue", format!("{place}.{field}"), message));
+    }
+    let translated = PolicySource {
+        ip_blocks: blocks(&s.ip_blocks, place, "ipBlocks")?,
+        not_ip_blocks: blocks(&s.not_ip_blocks, place, "notIpBlocks")?,
+        remote_ip_blocks: blocks(&s.remote_ip_blocks, place, "remoteIpBlocks")?,
+        not_remote_ip_blocks: blocks(&s.not_remote_ip_blocks, place, "notRemoteIpBlocks")?,
+    };
+    if translated == PolicySource::default() {
+        return Err(("InvalidValue", place.to_owned(), "a source without conditions is not allowed".into()));
+    }
+    Ok(translated)
+}
+
+fn blocks(list: &[String], place: &str, field: &str) -> Result<Vec<IpNet>, Problem> {
+    let parse = |(at, text): (usize, &String)| {
+        block(text).ok_or_else(|| {
+            let message = format!("\"{text}\" is neither an IP address nor a CIDR range");
+            ("InvalidValue", format!("{place}.{field}[{at}]"), message)
+        })
+    };
+    list.iter().enumerate().map(parse).collect()
+}
+
+fn block(text: &str) -> Option<IpNet> {
+    text.parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+        .map(|n| n.trunc())
+}
+
+fn ports(list: &[String], place: &str, field: &str) -> Result<Vec<u16>, Problem> {
+    let parse = |(at, text): (usize, &String)| {
+        text.parse().map_err(|_| {
+            ("InvalidValue", format!("{place}.{field}[{at}]"), format!("\"{text}\" is not a port"))
+        })
+    };
+    list.iter().enumerate().map(parse).collect()
+}
+
+fn operation(o: &Operation, place: &str) -> Result<PolicyOperation, Problem> {
+    let strings = |list: &[String]| list.iter().map(|s| string(s)).collect::<Vec<_>>();
+    let translated = PolicyOperation {
+        hosts: strings(&o.hosts),
+        not_hosts: strings(&o.not_hosts),
+        ports: ports(&o.ports, place, "ports")?,
+        not_ports: ports(&o.not_ports, place, "notPorts")?,
+        methods: strings(&o.methods),
+        not_methods: strings(&o.not_methods),
+        paths: paths(&o.paths, place, "paths")?,
+        not_paths: paths(&o.not_paths, place, "notPaths")?,
+    };
+    if translated == PolicyOperation::default() {
+        return Err((
+            "InvalidValue",
+            place.to_owned(),
+            "an operation without conditions is not allowed".into(),
+        ));
+    }
+    Ok(translated)
+}
+
+fn string(text: &str) -> StringMatch {
+    if text == "*" {
+        StringMatch::Present
+    } else if let Some(suffix) = text.strip_prefix('*') {
+        StringMatch::Suffix(suffix.into())
+    } else if let Some(prefix) = text.strip_suffix('*') {
+        StringMatch::Prefix(prefix.into())
+    } else {
+        StringMatch::Exact(text.into())
+    }
+}
+
+fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
+    let parse = |(at, text): (usize, &String)| -> Result<StringMatch, Problem> {
+        if !text.contains('{') && !text.contains('}') {
+            return Ok(string(text));
+        }
+        match template_problem(text) {
+            None => Ok(StringMatch::Template(text.as_str().into())),
+            Some(why) => Err((
+                "InvalidValue",
+                format!("{place}.{field}[{at}]"),
+                format!("\"{text}\" is not a path template: {why}"),
+            )),
+        }
+    };
+    list.iter().enumerate().map(parse).collect()
+}
+
+/// What Istio and Envoy refuse in a template.
+fn template_problem(text: &str) -> Option<&'static str> {
+    if !text.starts_with('/') {
+        return Some("it must begin with /");
+    }
+    let mut after_many = false;
+    for segment in text.split('/') {
+        let many = segment.contains("{**}");
+        if segment.contains(['{', '}']) {
+            let rest = segment.replacen("{**}", "", 1).replacen("{*}", "", 1);
+            if rest.contains(['{', '}']) || (segment.contains("{*}") && segment != "{*}") {
+                return Some("a segment is either text or one of {*} and {**}");
+            }
+        } else if segment.contains('*') {
+            return Some("* stands in braces in a template");
+        }
+        if after_many && segment.contains('{') {
+            return Some("nothing with braces can follow {**}");
+        }
+        after_many |= many;
+    }
+    None
+}
+
+fn condition(c: &Condition, place: &str) -> Result<PolicyCondition, Problem> {
+    if c.values.is_empty() && c.not_values.is_empty() {
+        return Err(("InvalidValue", place.to_owned(), "values or notValues are needed".into()));
+    }
+    let key = match c.key.as_str() {
+        "source.ip" => ConditionKey::SourceIp,
+        "remote.ip" => ConditionKey::RemoteIp,
+        "destination.ip" => ConditionKey::DestinationIp,
+        "destination.port" => ConditionKey::DestinationPort,
+        "connection.sni" => ConditionKey::Sni,
+        other => match other.strip_prefix("request.headers[").and_then(|r| r.strip_suffix(']')) {
+            Some(name) if !name.is_empty() => ConditionKey::RequestHeader(name.to_ascii_lowercase().into()),
+            _ => {
+                let message = format!("the condition \"{other}\" cannot be evaluated yet");
+                return Err(("UnsupportedValue", format!("{place}.key"), message));
+            }
+        },
+    };
+    let convert = |list: &[String], field: &str| -> Result<Vec<ConditionValue>, Problem> {
+        Ok(match key {
+            ConditionKey::SourceIp | ConditionKey::RemoteIp | ConditionKey::DestinationIp => {
+                blocks(list, place, field)?.into_iter().map(ConditionValue::Ip).collect()
+            }
+            ConditionKey::DestinationPort => {
+                ports(list, place, field)?.into_iter().map(ConditionValue::Port).collect()
+            }
+            ConditionKey::RequestHeader(_) | ConditionKey::Sni => {
+                list.iter().map(|s| ConditionValue::String(string(s))).collect()
+            }
+        })
+    };
+    let (values, not_values) = (convert(&c.values, "values")?, convert(&c.not_values, "notValues")?);
+    Ok(PolicyCondition { key, values, not_values })
+}
