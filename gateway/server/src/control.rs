@@ -10,7 +10,7 @@ mod sockets;
 mod tls;
 mod view;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +20,8 @@ use arc_swap::ArcSwap;
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::{Configuration, Diagnostic};
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{Config, ListenerKey, Touched};
+use fieldgate_core::ir::{Config, ListenerKey, ObjectKey, Policy, Touched};
+use fieldgate_core::snapshot::Rejection;
 use fieldgate_plugins::authz::Authorizer;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -122,6 +123,8 @@ pub struct Control {
     touched: Option<Touched>,
     document_diagnostics: Vec<Diagnostic>,
     source_diagnostics: Vec<Diagnostic>,
+    /// All that stand, while a snapshot has only those of its own compilation.
+    rejections: BTreeMap<ObjectKey, Vec<Rejection>>,
     dns: DnsPools,
     resolver: Resolver,
     patience_until: Option<Instant>,
@@ -163,6 +166,7 @@ impl Control {
             touched: Some(Touched::All),
             document_diagnostics: Vec::new(),
             source_diagnostics: Vec::new(),
+            rejections: BTreeMap::new(),
             dns: DnsPools::default(),
             resolver,
             patience_until: None,
@@ -272,6 +276,7 @@ impl Control {
         }
         let touched = touched.unwrap_or(Touched::Routes(Vec::new()));
         let snapshot = Arc::new(Snapshot::compile(Some(&before.snapshot), config, &touched, self.generation + 1));
+        self.keep_rejections(&before.snapshot, &snapshot);
         self.tls.reconcile(&snapshot);
         let published = Published {
             authorizers: authorizers(&snapshot, &before),
@@ -290,12 +295,30 @@ impl Control {
         self.published.send_replace(self.generation);
     }
 
+    /// A rejection stands as long as its route is the very object that was rejected.
+    fn keep_rejections(&mut self, before: &Snapshot, now: &Snapshot) {
+        let (old, new) = (&before.config.routes, &now.config.routes);
+        self.rejections.retain(|key, _| match (old.get(key), new.get(key)) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            _ => false,
+        });
+        for rejection in &now.rejections {
+            self.rejections.remove(&rejection.object);
+        }
+        for rejection in &now.rejections {
+            self.rejections.entry(rejection.object.clone()).or_default().push(rejection.clone());
+        }
+    }
+
     /// Says what is wrong, in the log and in the view.
     fn report(&mut self) {
         let published = self.shared.published.load_full();
         let documents = self.source_diagnostics.iter().chain(&self.document_diagnostics);
         let from_documents = documents.clone().map(|diagnostic| (diagnostic.severity, diagnostic.to_string()));
-        let from_compile = published.snapshot.rejections.iter().map(|rejection| (Severity::Error, rejection.to_string()));
+        let rejections = self.rejections.values().flatten();
+        let from_compile = rejections.clone().map(|Rejection { object, field, message }| {
+            (Severity::Error, format!("error: {object}: {field}: {message}"))
+        });
         let from_tls = self.tls.failures().map(|text| (Severity::Error, text));
         let from_sockets = self.sockets.failures().map(|(_, why)| (Severity::Error, why.to_owned()));
         self.problems.update(from_documents.chain(from_compile).chain(from_tls).chain(from_sockets));
@@ -309,6 +332,7 @@ impl Control {
             generation: self.generation,
             loaded: self.loaded,
             diagnostics: documents.cloned().collect(),
+            rejections: rejections.cloned().collect(),
             listeners: listeners.collect(),
             statuses: self.configuration.statuses(),
         }));
@@ -349,17 +373,16 @@ fn merge(a: Option<Touched>, b: Touched) -> Touched {
 
 /// One authorizer per listener; those whose policies are the very same objects are kept.
 fn authorizers(snapshot: &Snapshot, before: &Published) -> HashMap<ListenerKey, Arc<Authorizer>> {
-    let mut out = HashMap::new();
-    for listener in snapshot.addresses().flat_map(|table| &table.listeners) {
-        let key = &listener.ir.key;
-        out.entry(key.clone()).or_insert_with(|| {
-            let same = |old: &&Arc<Authorizer>| {
-                let (old, new) = (old.policies(), &listener.policies);
-                old.len() == new.len() && old.iter().zip(new.iter()).all(|(a, b)| Arc::ptr_eq(a, b))
-            };
-            let kept = before.authorizers.get(key).filter(same);
-            kept.map_or_else(|| Arc::new(Authorizer::new(&listener.policies)), Arc::clone)
-        });
-    }
-    out
+    let old: HashMap<_, _> = before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
+    let same = |a: &[Arc<Policy>], b: &[Arc<Policy>]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b));
+    snapshot
+        .listeners()
+        .map(|listener| {
+            let key = &listener.ir.key;
+            let unchanged = old.get(key).is_some_and(|policies| same(policies, &listener.policies));
+            let kept = before.authorizers.get(key).filter(|_| unchanged);
+            let authorizer = kept.map_or_else(|| Arc::new(Authorizer::compile(&listener.policies)), Arc::clone);
+            (key.clone(), authorizer)
+        })
+        .collect()
 }

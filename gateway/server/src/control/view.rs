@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use fieldgate_config::{Diagnostic, ObjectStatus};
 use fieldgate_core::ir::ListenerKey;
+use fieldgate_core::snapshot::Rejection;
 
 /// The state of the configuration.
 pub struct View {
@@ -12,8 +13,10 @@ pub struct View {
     pub generation: u64,
     /// When it was published.
     pub loaded: SystemTime,
-    /// What is wrong with files and objects. What could not be compiled is in the snapshot's rejections.
+    /// What is wrong with files and objects.
     pub diagnostics: Vec<Diagnostic>,
+    /// What could not be compiled.
+    pub rejections: Vec<Rejection>,
     /// One per address.
     pub listeners: Vec<ListenerView>,
     /// Gateway API's conditions of every object.
@@ -45,6 +48,7 @@ impl Default for View {
             generation: 0,
             loaded: SystemTime::UNIX_EPOCH,
             diagnostics: Vec::new(),
+            rejections: Vec::new(),
             listeners: Vec::new(),
             statuses: Vec::new(),
         }
