@@ -35,7 +35,7 @@ pub struct Outcome<'a> {
     /// Envoy's response flags, `-` if none.
     pub flags: &'static str,
     /// Envoy's response code details: `via_upstream`, `route_not_found`, ...
-    pub details: &'static str,
+    pub details: &'a str,
     /// Why the upstream's transport failed.
     pub failure: Option<&'a str>,
     /// When the first byte arrived.

@@ -178,9 +178,9 @@ fn record(worker: &Worker, conn: &Connection, published: &Published, request: &R
     let duration = request.started.elapsed();
     let outcome = Outcome {
         listener,
-        rule: log.entry.as_ref().map(|e| &e.rule),
+        rule: log.entry.as_ref().map(|e| &e.rule.ir),
         backend: log.backend,
-        pool: log.pool.as_ref(),
+        pool: log.pool.as_ref().map(|p| &p.ir),
         upstream: log.upstream,
         upstream_local: log.upstream_local,
         head: &request.head,
@@ -243,6 +243,9 @@ fn decide_or_answer(worker: &Worker, conn: &Connection, published: &Published, r
     if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
         let facts = ConnectionFacts { peer: conn.peer.ip().to_canonical(), client, local: conn.local, sni: conn.sni.as_deref() };
         let decision = authorizer.decide(head, &facts);
+        for rule in decision.matches() {
+            worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+        }
         if !decision.allowed {
             return Err(Answer::new(403, decision.details(), "-", "RBAC: access denied"));
         }
@@ -394,6 +397,9 @@ async fn forward_request(
             }
         };
         log.attempts += 1;
+        if log.attempts > 1 {
+            worker.recorder.retried(&to.pool.ir.key);
+        }
         log.upstream = Some(address);
         let outcome = attempt(worker, &mut down, request, &to, address, log, response, deadline, limit).await;
         let state = || to.pool.endpoints.iter().find(|e| e.state.address == address).map(|e| &e.state);
@@ -631,13 +637,12 @@ impl Waiting {
         } else if down.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::ClientGone));
         }
-        let broken = |error, any| Failure::Broken { error, stale: self.reused && !any };
         match self.poll_head(cx, request, response) {
             Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(broken(error, self.any))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any })),
             Poll::Pending => {
                 match limit {
-                    Some(limit) => deadline.set_at(limit),
+                    Some(limit) => deadline.set_at(limit.into()),
                     None => deadline.set(STREAM_IDLE),
                 }
                 deadline.poll_expired(cx).map(|()| Err(Failure::Timeout))
@@ -744,7 +749,7 @@ fn recycle(worker: &Worker, side: Side, to: &Forward, address: SocketAddr) {
     {
         let H1Side { stream, out, .. } = *side;
         worker.give_out(out);
-        worker.upstreams.keep(to.pool.slot, address, stream, &to.pool.ir.limits, worker.wheel.now());
+        worker.upstreams.keep(to.pool.slot, address, stream, &to.pool.ir.limits, worker.wheel.now().into_std());
     }
 }
 
@@ -901,7 +906,7 @@ fn poll_streams(
         return Poll::Ready(Ok(()));
     }
     match limit {
-        Some(limit) if !switched => deadline.set_at(limit),
+        Some(limit) if !switched => deadline.set_at(limit.into()),
         _ => deadline.set(STREAM_IDLE),
     }
     deadline.poll_expired(cx).map(|()| Err(End::Idle))

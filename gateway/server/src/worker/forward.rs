@@ -23,7 +23,7 @@ pub fn prepare_request(head: &mut RequestHead, peer: IpAddr, trusted_hops: u32, 
     if te_trailers && head.version >= Version::Http2 {
         head.headers.push_known(HeaderId::Te, "te", b"trailers");
     }
-    let mut text = AddressText::default();
+    let mut text = AddressText { bytes: [0; 46], len: 0 };
     head.headers.append_list(HeaderId::XForwardedFor, "x-forwarded-for", text.of(peer));
     if !head.headers.has(HeaderId::XForwardedProto) {
         let scheme: &[u8] = if head.https { b"https" } else { b"http" };
@@ -162,7 +162,6 @@ pub fn read_http2_response(head: &mut ResponseHead, parts: &http::response::Part
 }
 
 /// The textual form of an address without an allocation.
-#[derive(Default)]
 struct AddressText {
     bytes: [u8; 46],
     len: usize,

@@ -197,7 +197,7 @@ impl Worker {
 
     /// Milliseconds since the process started: the clock that endpoint states are kept by.
     pub fn now_ms(&self) -> u64 {
-        self.wheel.now().saturating_duration_since(self.origin).as_millis() as u64
+        self.wheel.now().into_std().saturating_duration_since(self.origin).as_millis() as u64
     }
 
     /// A random number (xorshift64*): good for choices, not for secrets.
