@@ -8,7 +8,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use tokio::task::spawn_local;
 use tokio::time::sleep;
 
@@ -35,7 +35,8 @@ pub(super) async fn serve(stream: Rewound, state: Arc<State>) -> io::Result<()> 
         count(&state.counters.requests, 1);
         let state = Arc::clone(&state);
         spawn_local(async move {
-            if (Exchange { respond, state: &state }).run(request).await.is_err() {
+            let is_head = request.method() == Method::HEAD;
+            if (Exchange { respond, state: &state, is_head }).run(request).await.is_err() {
                 count(&state.counters.cancelled, 1);
             }
         });
@@ -46,6 +47,7 @@ pub(super) async fn serve(stream: Rewound, state: Arc<State>) -> io::Result<()> 
 struct Exchange<'a> {
     respond: SendResponse<Bytes>,
     state: &'a State,
+    is_head: bool,
 }
 
 impl Exchange<'_> {
@@ -148,8 +150,9 @@ impl Exchange<'_> {
 
     fn whole(&mut self, whole: &Whole) -> Result<(), h2::Error> {
         let response = self.response(whole.status, whole.content_type, Some(whole.body.len() as u64));
-        let mut stream = self.respond.send_response(response, whole.body.is_empty())?;
-        if whole.body.is_empty() {
+        let bodiless = self.is_head || whole.body.is_empty();
+        let mut stream = self.respond.send_response(response, bodiless)?;
+        if bodiless {
             return Ok(());
         }
         count(&self.state.counters.sent_bytes, whole.body.len());
