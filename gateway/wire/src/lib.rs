@@ -8,3 +8,4 @@ pub mod h1;
 pub mod io;
 pub mod socket;
 pub mod timer;
+pub mod tls;

@@ -1,0 +1,214 @@
+//! Keys for session tickets, shared by every listener of the process.
+//!
+//! They outlive configurations, so a client resumes across a change of certificates or listeners. They live in memory
+//! only and rotate by themselves: a stolen key opens no more than three periods of recorded TLS 1.2 sessions.
+//! Each ticket is bound to a scope, so that a session which some listener accepted without a client certificate
+//! cannot be resumed where another asks for one.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::error::Unspecified;
+use aws_lc_rs::rand;
+use rustls::server::ProducesTickets;
+
+/// Keys that open tickets: the one that also seals, and those of the periods before.
+const GENERATIONS: u64 = 3;
+/// RFC 8446, section 4.6.1.
+const LIFETIME_MAX: u64 = 7 * 24 * 3600;
+const ID_LEN: usize = 8;
+
+/// The keys, with what makes them change. Share one per process.
+pub struct TicketKeys {
+    period: Duration,
+    origin: Instant,
+    /// Newest first, never empty.
+    keys: RwLock<Vec<Key>>,
+}
+
+struct Key {
+    generation: u64,
+    id: [u8; ID_LEN],
+    aead: LessSafeKey,
+}
+
+impl TicketKeys {
+    /// Keys that are replaced every `period`. A ticket is good for at least two periods and at most three.
+    pub fn new(period: Duration) -> Arc<Self> {
+        Self::new_at(period, Instant::now())
+    }
+
+    /// Tickets of these keys that are good among listeners of the same scope only.
+    pub fn scoped(self: &Arc<Self>, scope: impl Into<Box<[u8]>>) -> Arc<dyn ProducesTickets> {
+        Arc::new(ScopedTickets { keys: Arc::clone(self), scope: scope.into() })
+    }
+
+    fn new_at(period: Duration, origin: Instant) -> Arc<Self> {
+        let period = period.max(Duration::from_secs(1));
+        let first = Key::generate(0).expect("the operating system has random bytes");
+        Arc::new(Self { period, origin, keys: RwLock::new(vec![first]) })
+    }
+
+    fn seal(&self, scope: &[u8], plain: &[u8], now: Instant) -> Option<Vec<u8>> {
+        self.rotate(now);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys[0].seal(scope, plain).ok()
+    }
+
+    fn open(&self, scope: &[u8], ticket: &[u8], now: Instant) -> Option<Vec<u8>> {
+        self.rotate(now);
+        let (id, sealed) = ticket.split_at_checked(ID_LEN)?;
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().find(|key| key.id == id)?.open(scope, sealed)
+    }
+
+    fn rotate(&self, now: Instant) {
+        let generation = self.generation(now);
+        let due = |keys: &[Key]| keys[0].generation < generation;
+        if !due(&self.keys.read().unwrap_or_else(PoisonError::into_inner)) {
+            return;
+        }
+        // Without random bytes the old key goes on.
+        let Ok(fresh) = Key::generate(generation) else { return };
+        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if due(&keys) {
+            keys.insert(0, fresh);
+            keys.retain(|key| key.generation + GENERATIONS > generation);
+        }
+    }
+
+    fn generation(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.origin).as_secs() / self.period.as_secs()
+    }
+}
+
+impl fmt::Debug for TicketKeys {
+    /// Without the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TicketKeys").field("period", &self.period).finish_non_exhaustive()
+    }
+}
+
+impl Key {
+    fn generate(generation: u64) -> Result<Self, Unspecified> {
+        let mut id = [0; ID_LEN];
+        let mut secret = [0; 32];
+        rand::fill(&mut id)?;
+        rand::fill(&mut secret)?;
+        Ok(Self { generation, id, aead: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret)?) })
+    }
+
+    /// Key id, nonce, then ciphertext with its tag.
+    fn seal(&self, scope: &[u8], plain: &[u8]) -> Result<Vec<u8>, Unspecified> {
+        // Random nonces are safe for 2^32 tickets of a key (NIST SP 800-38D, section 8.3).
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce)?;
+        let mut sealed = plain.to_vec();
+        self.aead.seal_in_place_append_tag(
+            Nonce::assume_unique_for_key(nonce),
+            Aad::from(scope),
+            &mut sealed,
+        )?;
+        Ok([&self.id[..], &nonce, &sealed].concat())
+    }
+
+    fn open(&self, scope: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
+        let mut buffer = sealed.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let len = self.aead.open_in_place(nonce, Aad::from(scope), &mut buffer).ok()?.len();
+        buffer.truncate(len);
+        Some(buffer)
+    }
+}
+
+#[derive(Debug)]
+struct ScopedTickets {
+    keys: Arc<TicketKeys>,
+    scope: Box<[u8]>,
+}
+
+impl ProducesTickets for ScopedTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        (2 * self.keys.period.as_secs()).min(LIFETIME_MAX) as u32
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        self.keys.seal(&self.scope, plain, Instant::now())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        self.keys.open(&self.scope, ticket, Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_hours(1);
+
+    #[test]
+    fn a_ticket_is_good_for_its_period_and_the_two_after() {
+        let start = Instant::now();
+        let keys = TicketKeys::new_at(PERIOD, start);
+        let ticket = keys.seal(b"", b"session", start).unwrap();
+        for periods in 0..3 {
+            assert_eq!(
+                keys.open(b"", &ticket, start + PERIOD * periods).as_deref(),
+                Some(&b"session"[..]),
+                "{periods}"
+            );
+        }
+        assert_eq!(keys.open(b"", &ticket, start + PERIOD * 3), None);
+    }
+
+    #[test]
+    fn a_long_pause_without_tickets_ages_them_too() {
+        let start = Instant::now();
+        let keys = TicketKeys::new_at(PERIOD, start);
+        let ticket = keys.seal(b"", b"session", start).unwrap();
+        assert_eq!(keys.open(b"", &ticket, start + PERIOD * 50), None);
+        assert_eq!(keys.keys.read().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn each_period_seals_with_its_own_key() {
+        let start = Instant::now();
+        let keys = TicketKeys::new_at(PERIOD, start);
+        let id = |now| keys.seal(b"", b"session", now).unwrap()[..ID_LEN].to_vec();
+        let first = id(start);
+        assert_eq!(first, id(start + Duration::from_secs(3599)));
+        assert_ne!(first, id(start + PERIOD));
+        assert_eq!(keys.keys.read().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn another_scope_and_a_changed_ticket_are_refused() {
+        let now = Instant::now();
+        let keys = TicketKeys::new_at(PERIOD, now);
+        let ticket = keys.seal(b"open", b"session", now).unwrap();
+        assert_eq!(keys.open(b"mutual", &ticket, now), None);
+        for index in 0..ticket.len() {
+            let mut changed = ticket.clone();
+            changed[index] ^= 1;
+            assert_eq!(keys.open(b"open", &changed, now), None, "byte {index}");
+        }
+        for len in 0..ticket.len() {
+            assert_eq!(keys.open(b"open", &ticket[..len], now), None, "length {len}");
+        }
+    }
+
+    #[test]
+    fn the_advertised_lifetime_is_what_every_ticket_has() {
+        let lifetime = |period| TicketKeys::new(period).scoped([]).lifetime();
+        assert_eq!(lifetime(PERIOD), 7200);
+        assert_eq!(u64::from(lifetime(Duration::from_hours(24 * 30))), LIFETIME_MAX);
+    }
+}
