@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use fieldgate_config::diagnostic::Severity;
+use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::{Configuration, Diagnostic};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, ListenerKey, ObjectKey, Policy, Touched};
@@ -30,10 +31,10 @@ use crate::health::Checks;
 use crate::published::{Published, Shared};
 use crate::resolve::{Resolved, Resolver};
 use crate::source::Update;
-use crate::worker::{Command, WorkerHandle};
+use crate::worker::WorkerHandle;
 use dns::DnsPools;
 use problems::Problems;
-use sockets::Sockets;
+use sockets::{Sockets, Tell};
 pub use view::{ListenerView, View};
 
 /// How long new DNS names may hold back the configuration that needs them. Without it a pool would be published empty and
@@ -51,6 +52,8 @@ pub enum Event {
     Resolved(Resolved),
     /// The next process asks for the listening sockets. Dropped unanswered if there is nothing to hand over any more.
     HandOver(oneshot::Sender<NamedSockets>),
+    /// The admin server asks for Gateway API's conditions of every object. On demand, as there may be many.
+    Statuses(oneshot::Sender<Vec<ObjectStatus>>),
     /// Stop accepting, finish what is in flight.
     Drain {
         /// When it is over at the latest.
@@ -75,6 +78,13 @@ impl ControlHandle {
         let (reply, sockets) = oneshot::channel();
         self.send(Event::HandOver(reply));
         sockets.await.ok()
+    }
+
+    /// Gateway API's conditions of every object.
+    pub async fn statuses(&self) -> Vec<ObjectStatus> {
+        let (reply, statuses) = oneshot::channel();
+        self.send(Event::Statuses(reply));
+        statuses.await.unwrap_or_default()
     }
 }
 
@@ -147,7 +157,7 @@ pub struct Parts {
     /// How many workers there are.
     pub workers: usize,
     /// How they are told; the number is the worker's index.
-    pub send: Box<dyn Fn(usize, Command) + Send + Sync>,
+    pub tell: Tell,
     /// Listening sockets of the process before.
     pub inherited: NamedSockets,
     /// Reports new answers back as [`Event::Resolved`].
@@ -157,7 +167,7 @@ pub struct Parts {
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
-        let Parts { shared, workers, send, inherited, resolver } = parts;
+        let Parts { shared, workers, tell, inherited, resolver } = parts;
         Self {
             shared,
             view: Arc::default(),
@@ -171,7 +181,7 @@ impl Control {
             resolver,
             patience_until: None,
             checks: Checks::default(),
-            sockets: Sockets::new(workers, inherited, send),
+            sockets: Sockets::new(workers, inherited, tell),
             tls: tls::Configs::default(),
             problems: Problems::default(),
             generation: 0,
@@ -228,6 +238,7 @@ impl Control {
                 self.settle();
             }
             Event::HandOver(reply) => self.hand_over(reply),
+            Event::Statuses(reply) => drop(reply.send(self.statuses())),
             Event::Drain { deadline } => self.drain(deadline),
         }
     }
@@ -319,7 +330,7 @@ impl Control {
         let from_compile = rejections.clone().map(|Rejection { object, field, message }| {
             (Severity::Error, format!("error: {object}: {field}: {message}"))
         });
-        let from_tls = self.tls.failures().map(|text| (Severity::Error, text));
+        let from_tls = self.tls.findings();
         let from_sockets = self.sockets.failures().map(|(_, why)| (Severity::Error, why.to_owned()));
         self.problems.update(from_documents.chain(from_compile).chain(from_tls).chain(from_sockets));
         let listeners = published.snapshot.addresses().map(|table| ListenerView {
@@ -334,8 +345,27 @@ impl Control {
             diagnostics: documents.cloned().collect(),
             rejections: rejections.cloned().collect(),
             listeners: listeners.collect(),
-            statuses: self.configuration.statuses(),
         }));
+    }
+
+    /// As translated, and as it came out: a listener whose address or certificate failed is not programmed.
+    fn statuses(&self) -> Vec<ObjectStatus> {
+        let mut statuses = self.configuration.statuses();
+        let snapshot = &self.shared.published.load().snapshot;
+        for listener in snapshot.listeners() {
+            let key = &listener.ir.key;
+            let tls = self.tls.error(key).map(|why| ("Invalid", why.to_owned()));
+            let unbound = |address: &SocketAddr| self.sockets.state(*address).err().map(|why| ("Pending", why));
+            let Some((reason, why)) = tls.or_else(|| listener.ir.addresses.iter().find_map(unbound)) else { continue };
+            let gateway = |s: &&mut ObjectStatus| s.kind == "Gateway" && *s.namespace == *key.namespace && *s.name == *key.gateway;
+            let conditions = statuses.iter_mut().filter(gateway).flat_map(|status| &mut status.conditions);
+            for condition in conditions.filter(|c| *c.part == *key.name && c.kind == "Programmed") {
+                condition.status = false;
+                condition.reason = reason;
+                condition.message.clone_from(&why);
+            }
+        }
+        statuses
     }
 
     fn hand_over(&self, reply: oneshot::Sender<NamedSockets>) {

@@ -151,10 +151,12 @@ fn listen_for(kind: SignalKind) -> Option<Signal> {
 
 /// Never ends for a signal that cannot be had.
 async fn received(signal: &mut Option<Signal>) {
-    match signal {
-        Some(signal) if signal.recv().await.is_some() => (),
-        _ => std::future::pending().await,
+    if let Some(signal) = signal
+        && signal.recv().await.is_some()
+    {
+        return;
     }
+    std::future::pending().await
 }
 
 /// The one service of the process.
@@ -205,7 +207,7 @@ impl Start {
         let task = Control::new(Parts {
             shared: Arc::clone(&shared),
             workers: workers.len(),
-            send: tell(&workers),
+            tell: tell(&workers),
             inherited: takeover.as_mut().map(Takeover::take_sockets).unwrap_or_default(),
             resolver: resolver(&control),
         });
@@ -335,7 +337,7 @@ async fn serve_admin(
     let socket = listener.into_std().map_err(failed)?;
     let listener = TcpListener::from_std(socket.try_clone().map_err(failed)?).map_err(failed)?;
     tracing::info!(address = %bound, "admin server listening");
-    let task = tokio::spawn(async move { drop(admin::serve(listener, state).await) });
+    let task = tokio::spawn(admin::serve(listener, state));
     Ok((Some(socket), Some(task)))
 }
 
@@ -349,11 +351,9 @@ async fn handed_over(socket: Option<UpgradeSocket>, admin: Option<std::net::TcpL
 
 /// Ends once a drain that has begun is over.
 async fn drained(workers: &[Arc<WorkerHandle>], mut draining: watch::Receiver<Option<Duration>>) {
-    let deadline = match draining.wait_for(Option::is_some).await {
-        Ok(begun) => begun.unwrap_or_default(),
-        // The control task is gone, and with it all that could ask for a drain.
-        Err(_) => return std::future::pending().await,
-    };
+    let begun = draining.wait_for(Option::is_some).await.map(|begun| *begun);
+    // An error: the control task is gone, and with it all that could ask for a drain.
+    let Ok(Some(deadline)) = begun else { return std::future::pending().await };
     let begun = Instant::now();
     let mut poll = tokio::time::interval(DRAIN_POLL);
     while workers.iter().any(|worker| !worker.is_finished()) {

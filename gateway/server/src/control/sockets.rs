@@ -17,12 +17,12 @@ use crate::worker::Command;
 const RETRY: Duration = Duration::from_secs(3);
 
 /// How workers are told; the number is the worker's index.
-pub type Send = Box<dyn Fn(usize, Command) + std::marker::Send + Sync>;
+pub type Tell = Box<dyn Fn(usize, Command) + Send + Sync>;
 
 /// The listening sockets of all workers.
 pub struct Sockets {
     workers: usize,
-    send: Send,
+    send: Tell,
     bound: BTreeMap<SocketAddr, Vec<Held>>,
     failed: BTreeMap<SocketAddr, String>,
     /// From the process before, not yet asked for.
@@ -43,7 +43,7 @@ struct Held {
 impl Sockets {
     /// `inherited` are sockets of the process before; they are used in place of new ones, all of them: each has its own
     /// queue of connections that wait.
-    pub fn new(workers: usize, inherited: Vec<(SocketAddr, TcpListener)>, send: Send) -> Self {
+    pub fn new(workers: usize, inherited: Vec<(SocketAddr, TcpListener)>, send: Tell) -> Self {
         let mut by_address: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (address, socket) in inherited {
             by_address.entry(address).or_default().push(socket);
@@ -130,7 +130,7 @@ impl Sockets {
                     tracing::info!(%address, "listening");
                 }
                 Err(error) => {
-                    self.failed.insert(address, explain(address, &error));
+                    self.failed.insert(address, format!("{error}; trying again every {} s", RETRY.as_secs()));
                 }
             }
         }
@@ -175,20 +175,6 @@ impl Sockets {
             (self.send)(worker, Command::Unlisten { id });
         }
     }
-}
-
-/// Why an address cannot be bound and what to do about it.
-fn explain(address: SocketAddr, error: &io::Error) -> String {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "another program listens there (`ss -ltnp` names it); it is tried again every few seconds",
-        io::ErrorKind::PermissionDenied if address.port() < 1024 => {
-            "ports below 1024 need the capability CAP_NET_BIND_SERVICE (AmbientCapabilities= in systemd, \
-             securityContext.capabilities.add in Kubernetes, or `setcap cap_net_bind_service=+ep` on the binary)"
-        }
-        io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-        _ => return format!("cannot listen on {address}: {error}"),
-    };
-    format!("cannot listen on {address}: {error}; {hint}")
 }
 
 #[cfg(test)]
@@ -253,7 +239,7 @@ mod tests {
         assert_eq!(told.lock().unwrap().len(), 1);
         assert_eq!(sockets.state(free), Ok(1));
         let why = sockets.state(busy).unwrap_err();
-        assert!(why.contains("another program listens there"), "{why}");
+        assert!(why.contains("another process has it"), "{why}");
         assert!(sockets.retry_at().is_some());
 
         drop(taken);

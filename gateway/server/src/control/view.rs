@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use fieldgate_config::{Diagnostic, ObjectStatus};
+use fieldgate_config::Diagnostic;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_core::snapshot::Rejection;
 
@@ -19,8 +19,6 @@ pub struct View {
     pub rejections: Vec<Rejection>,
     /// One per address.
     pub listeners: Vec<ListenerView>,
-    /// Gateway API's conditions of every object.
-    pub statuses: Vec<ObjectStatus>,
 }
 
 /// An address to listen on.
@@ -50,7 +48,6 @@ impl Default for View {
             diagnostics: Vec::new(),
             rejections: Vec::new(),
             listeners: Vec::new(),
-            statuses: Vec::new(),
         }
     }
 }

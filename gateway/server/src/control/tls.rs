@@ -1,0 +1,221 @@
+//! TLS per address: which certificates answer there. A certificate that cannot be used is a problem of the listeners that
+//! name it, and of no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fieldgate_config::diagnostic::Severity;
+use fieldgate_core::Snapshot;
+use fieldgate_core::ir::{self, Hostname, ListenerKey, ListenerTls};
+use fieldgate_core::snapshot::AddressTable;
+use fieldgate_wire::tls::{Certificate, ServerTls, SniResolver, TicketKeys, TlsVersion};
+use rustls::ServerConfig;
+
+/// A ticket is good for two to three of these.
+const TICKET_PERIOD: Duration = Duration::from_secs(12 * 3600);
+/// Best first.
+const PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
+
+/// What is served on an address, or why nothing can be.
+pub type Served = Result<Arc<ServerConfig>, String>;
+
+/// The configurations of all addresses with TLS.
+pub struct Configs {
+    /// One set for the process, so that clients resume across reloads and on every address.
+    tickets: Arc<TicketKeys>,
+    built: BTreeMap<SocketAddr, Built>,
+}
+
+struct Built {
+    from: Vec<Input>,
+    served: Served,
+    findings: Vec<Finding>,
+}
+
+/// What a listener brings to its address.
+#[derive(Clone, PartialEq)]
+struct Input {
+    listener: ListenerKey,
+    hostname: Option<Hostname>,
+    tls: Arc<ListenerTls>,
+}
+
+/// Something wrong with a certificate.
+struct Finding {
+    listener: ListenerKey,
+    severity: Severity,
+    message: String,
+}
+
+impl Default for Configs {
+    fn default() -> Self {
+        Self { tickets: TicketKeys::new(TICKET_PERIOD), built: BTreeMap::new() }
+    }
+}
+
+impl Configs {
+    /// Follows the snapshot; what did not change keeps its configuration, and with it its remembered sessions.
+    pub fn reconcile(&mut self, snapshot: &Snapshot) {
+        let mut before = std::mem::take(&mut self.built);
+        for table in snapshot.addresses().filter(|table| table.tls) {
+            let from = inputs(table);
+            let built = match before.remove(&table.address) {
+                Some(built) if built.from == from => built,
+                _ => self.build(from),
+            };
+            self.built.insert(table.address, built);
+        }
+    }
+
+    /// For publication.
+    pub fn by_address(&self) -> HashMap<SocketAddr, Served> {
+        self.built.iter().map(|(address, built)| (*address, built.served.clone())).collect()
+    }
+
+    /// What is wrong, for people.
+    pub fn findings(&self) -> impl Iterator<Item = (Severity, String)> {
+        self.built.values().flat_map(|built| &built.findings).map(|finding| {
+            let severity = if finding.severity == Severity::Error { "error" } else { "warning" };
+            (finding.severity, format!("{severity}: listener {}: {}", finding.listener, finding.message))
+        })
+    }
+
+    /// Why a listener has no certificate that it could show, if that is so.
+    pub fn error(&self, listener: &ListenerKey) -> Option<&str> {
+        let findings = self.built.values().flat_map(|built| &built.findings);
+        let mut errors = findings.filter(|finding| finding.listener == *listener && finding.severity == Severity::Error);
+        errors.next().map(|finding| finding.message.as_str())
+    }
+
+    fn build(&self, from: Vec<Input>) -> Built {
+        let mut findings = Vec::new();
+        let mut entries = Vec::new();
+        let mut unnamed = Vec::new();
+        for input in &from {
+            let certificates = certificates(input, &mut findings);
+            match &input.hostname {
+                Some(hostname) => entries.push((hostname.to_string(), certificates)),
+                None => {
+                    unnamed.extend(certificates.iter().cloned());
+                    entries.push(("*".to_owned(), certificates));
+                }
+            }
+        }
+        let served = if entries.iter().all(|(_, certificates)| certificates.is_empty()) {
+            Err("no listener of this address has a usable certificate".to_owned())
+        } else {
+            // A client that names no host gets the listener for every host, if there is one, and nobody else's certificate.
+            let strict = unnamed.is_empty();
+            self.configure(SniResolver::new(entries, unnamed, strict), &from)
+        };
+        Built { from, served, findings }
+    }
+
+    fn configure(&self, resolver: SniResolver, from: &[Input]) -> Served {
+        // The handshake's version is settled before the listener is known, so the strictest one decides for its address.
+        let min = if from.iter().any(|input| input.tls.min_tls13) { TlsVersion::Tls13 } else { TlsVersion::Tls12 };
+        ServerTls::new(resolver)
+            .alpn(PROTOCOLS)
+            .versions(min, TlsVersion::Tls13)
+            .tickets(&self.tickets)
+            .build()
+            .map_err(|error| error.to_string())
+    }
+}
+
+fn inputs(table: &AddressTable) -> Vec<Input> {
+    let input = |listener: &ir::Listener| {
+        Some(Input {
+            listener: listener.key.clone(),
+            hostname: listener.hostname.clone(),
+            tls: Arc::clone(listener.tls.as_ref()?),
+        })
+    };
+    table.listeners.iter().filter_map(|listener| input(&listener.ir)).collect()
+}
+
+fn certificates(input: &Input, findings: &mut Vec<Finding>) -> Vec<Arc<Certificate>> {
+    let mut found = |severity, message| findings.push(Finding { listener: input.listener.clone(), severity, message });
+    let mut usable = Vec::new();
+    for ir::Certificate { origin, chain_pem, key_pem } in input.tls.certificates.iter().map(AsRef::as_ref) {
+        match Certificate::from_pem(chain_pem, key_pem) {
+            Ok(certificate) => {
+                for warning in certificate.warnings(SystemTime::now()) {
+                    found(Severity::Warning, format!("{origin}: {warning}"));
+                }
+                usable.push(Arc::new(certificate));
+            }
+            Err(error) => found(Severity::Error, format!("{origin}: {error}")),
+        }
+    }
+    if input.tls.certificates.is_empty() {
+        found(Severity::Error, "there is no certificate to show".to_owned());
+    }
+    usable
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldgate_core::ir::{ClientTrust, Config, Listener, Touched};
+
+    use super::*;
+
+    const ADDRESS: &str = "127.0.0.1:8443";
+
+    fn certificate(host: &str) -> Arc<ir::Certificate> {
+        let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+        Arc::new(ir::Certificate {
+            origin: format!("Secret default/{host}").into(),
+            chain_pem: made.cert.pem().into_bytes().into(),
+            key_pem: made.signing_key.serialize_pem().into_bytes().into(),
+        })
+    }
+
+    fn broken() -> Arc<ir::Certificate> {
+        Arc::new(ir::Certificate { origin: "Secret default/broken".into(), chain_pem: [].into(), key_pem: [].into() })
+    }
+
+    fn listener(name: &str, certificates: Vec<Arc<ir::Certificate>>) -> Arc<Listener> {
+        Arc::new(Listener {
+            key: ListenerKey { namespace: "default".into(), gateway: "edge".into(), name: name.into() },
+            addresses: vec![ADDRESS.parse().unwrap()],
+            hostname: Some(Hostname::Exact(format!("{name}.example").into())),
+            tls: Some(Arc::new(ListenerTls { certificates, min_tls13: false })),
+            client: ClientTrust::default(),
+            labels: [].into(),
+        })
+    }
+
+    fn snapshot(listeners: Vec<Arc<Listener>>) -> Snapshot {
+        let listeners = listeners.into_iter().map(|listener| (listener.key.clone(), listener)).collect();
+        Snapshot::compile(None, Config { listeners, ..Config::default() }, &Touched::All, 1)
+    }
+
+    #[test]
+    fn a_bad_certificate_spoils_its_listener_only() {
+        let mut configs = Configs::default();
+        configs.reconcile(&snapshot(vec![listener("a", vec![certificate("a.example")]), listener("b", vec![broken()])]));
+        assert!(configs.by_address()[&ADDRESS.parse().unwrap()].is_ok());
+        let findings: Vec<_> = configs.findings().collect();
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].1.starts_with("error: listener default/edge/b: Secret default/broken: "), "{findings:?}");
+
+        configs.reconcile(&snapshot(vec![listener("b", vec![broken()])]));
+        assert!(configs.by_address()[&ADDRESS.parse().unwrap()].is_err());
+    }
+
+    #[test]
+    fn an_unchanged_address_keeps_its_configuration_and_a_new_certificate_replaces_it() {
+        let first = certificate("a.example");
+        let mut configs = Configs::default();
+        let serve = |configs: &mut Configs, certificate: &Arc<ir::Certificate>| {
+            configs.reconcile(&snapshot(vec![listener("a", vec![Arc::clone(certificate)])]));
+            configs.by_address().remove(&ADDRESS.parse().unwrap()).unwrap().unwrap()
+        };
+        let before = serve(&mut configs, &first);
+        assert!(Arc::ptr_eq(&before, &serve(&mut configs, &first)));
+        assert!(!Arc::ptr_eq(&before, &serve(&mut configs, &certificate("a.example"))));
+    }
+}
