@@ -3,5 +3,14 @@
 //! Decisions about requests are `fieldgate-core`'s, protocols are `fieldgate-wire`'s, the meaning of documents is
 //! `fieldgate-config`'s. This crate joins them to sockets, files, clocks and signals.
 
+pub mod admin;
+pub mod cli;
+pub mod control;
+pub mod explain;
+pub mod health;
+pub mod host;
+pub mod published;
+pub mod resolve;
 pub mod source;
 pub mod telemetry;
+pub mod worker;

@@ -1,2 +1,8 @@
-//! x
-fn main() {}
+//! The `fieldgate` program.
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    fieldgate::cli::main()
+}

@@ -1,0 +1,277 @@
+//! The admin server: metrics, state and a few orders, over HTTP/1.1 on the control runtime.
+//!
+//! It listens on loopback unless told otherwise, shows everything except private keys, and is never on a request's path.
+
+mod dump;
+mod scrape;
+mod views;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::control::AdminState;
+use crate::explain::{Question, explain};
+use crate::worker::{Command, WorkerReport};
+
+/// Connections served at once; more wait in the socket's queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// How long a client may take to send a request's head, and an idle connection is kept.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long an answer waits for workers. One that is stuck must not take the metrics with it.
+const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Paths with what they are for, as shown for a wrong one.
+const PATHS: [(&str, &str); 15] = [
+    ("GET /ready", "200 once all that is configured is served, else 503"),
+    ("GET /metrics", "Prometheus metrics"),
+    ("GET /stats/prometheus", "the same, where Istio's scrape looks for them"),
+    ("GET /api/v1/status", "generation, listeners, rejected objects, connections"),
+    ("GET /api/v1/objects", "every object with its conditions"),
+    ("GET /api/v1/splits", "desired and achieved split per rule and backend"),
+    ("GET /api/v1/pools", "endpoints with health and load"),
+    ("GET /api/v1/explain?method=&url=&header=&client=", "what becomes of a request, and why"),
+    ("GET /config_dump", "the configuration in force"),
+    ("GET /clusters", "pools and endpoints, as Envoy shows them (?format=json)"),
+    ("GET /listeners", "bound addresses (?format=json)"),
+    ("GET /server_info", "version, state, uptime"),
+    ("POST /drain_listeners", "finish what is in flight and end, as SIGTERM does"),
+    ("POST /quitquitquit", "end at once"),
+    ("GET /help", "this list"),
+];
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves until it is aborted.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "the admin server cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let state = Arc::clone(&state);
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(Arc::clone(&state), request));
+            // An error here is the client's: it went away or spoke no HTTP.
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(permit);
+        });
+    }
+}
+
+async fn answer(state: Arc<AdminState>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    Ok(route(&state, &request).await)
+}
+
+async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
+    let path = request.uri().path();
+    let query = Query(request.uri().query().unwrap_or_default());
+    if matches!(path, "/drain_listeners" | "/quitquitquit") {
+        return order(state, request);
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return not_allowed("GET, HEAD");
+    }
+    let json_wanted = query.first("format").as_deref() == Some("json");
+    let snapshot = || Arc::clone(&state.shared.published.load().snapshot);
+    match path {
+        "/ready" => ready(state),
+        "/metrics" | "/stats/prometheus" => metrics(state).await,
+        "/api/v1/status" => json(&views::status(state, &report(state).await)),
+        "/api/v1/objects" => json(&views::objects(state).await),
+        "/api/v1/splits" => json(&views::splits(&snapshot(), &report(state).await)),
+        "/api/v1/pools" => json(&views::pools(&snapshot(), &report(state).await, now_ms(state))),
+        "/api/v1/explain" => explained(state, &query),
+        "/config_dump" => json(&dump::config(&snapshot(), &state.view.load().rejections)),
+        "/clusters" if json_wanted => json(&views::pools(&snapshot(), &report(state).await, now_ms(state))),
+        "/clusters" => {
+            text(StatusCode::OK, views::clusters(&snapshot(), &report(state).await, now_ms(state)))
+        }
+        "/listeners" if json_wanted => json(&views::listeners(state)),
+        "/listeners" => text(StatusCode::OK, views::listeners_text(state)),
+        "/server_info" => json(&views::server_info(state)),
+        "/help" | "/" => text(StatusCode::OK, help()),
+        _ => text(StatusCode::NOT_FOUND, format!("there is no {path}; there are:\n{}", help())),
+    }
+}
+
+/// What changes something. A web page must not be able to: browsers send `Origin` with what a page makes them post.
+fn order<B>(state: &AdminState, request: &Request<B>) -> Answer {
+    if *request.method() != Method::POST {
+        return not_allowed("POST");
+    }
+    if request.headers().contains_key(ORIGIN) {
+        return text(StatusCode::FORBIDDEN, "orders from web pages are refused\n");
+    }
+    if request.uri().path() == "/quitquitquit" {
+        state.quit.send_replace(true);
+    } else {
+        state.drain();
+    }
+    text(StatusCode::OK, "OK\n")
+}
+
+fn ready(state: &AdminState) -> Answer {
+    if state.is_ready() {
+        return text(StatusCode::OK, "LIVE\n");
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", views::why_not_ready(state)))
+}
+
+async fn metrics(state: &AdminState) -> Answer {
+    flush(state).await;
+    let snapshot = Arc::clone(&state.shared.published.load().snapshot);
+    let view = state.view.load_full();
+    let body = state.shared.telemetry.render(|out| scrape::write(out, &snapshot, &view, now_ms(state)));
+    with_type(StatusCode::OK, "text/plain; version=0.0.4", body)
+}
+
+fn explained(state: &AdminState, query: &Query<'_>) -> Answer {
+    let Some(url) = query.first("url") else {
+        return text(
+            StatusCode::BAD_REQUEST,
+            "say which URL: /api/v1/explain?method=GET&url=http://host/path\n",
+        );
+    };
+    let method = query.first("method").unwrap_or_else(|| "GET".to_owned());
+    let headers: Vec<_> = query.all("header").collect();
+    let snapshot = Arc::clone(&state.shared.published.load().snapshot);
+    match Question::new(&method, &url, &headers, query.first("client").as_deref()) {
+        Ok(question) => match serde_json::to_value(explain(&snapshot, &question, now_ms(state))) {
+            Ok(value) => json(&value),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
+        Err(message) => text(StatusCode::BAD_REQUEST, format!("{message}\n")),
+    }
+}
+
+/// Makes every worker pour its counts into the shared ones.
+async fn flush(state: &AdminState) {
+    let _ = ask(state, Command::Flush).await;
+}
+
+/// What all workers say, added up by the views.
+async fn report(state: &AdminState) -> Vec<WorkerReport> {
+    ask(state, Command::Report).await
+}
+
+async fn ask<T>(state: &AdminState, command: impl Fn(oneshot::Sender<T>) -> Command) -> Vec<T> {
+    let replies: Vec<_> = state
+        .workers
+        .iter()
+        .map(|worker| {
+            let (reply, answer) = oneshot::channel();
+            worker.send(command(reply));
+            answer
+        })
+        .collect();
+    let deadline = tokio::time::Instant::now() + WORKER_TIMEOUT;
+    let mut answers = Vec::with_capacity(replies.len());
+    for reply in replies {
+        // A worker that has ended answers no more; its counts were flushed when it ended.
+        if let Ok(Ok(answer)) = tokio::time::timeout_at(deadline, reply).await {
+            answers.push(answer);
+        }
+    }
+    answers
+}
+
+/// The clock that endpoint states are kept by.
+fn now_ms(state: &AdminState) -> u64 {
+    state.shared.started.elapsed().as_millis() as u64
+}
+
+fn is_draining(state: &AdminState) -> bool {
+    state.shared.draining.load(Ordering::Relaxed)
+}
+
+fn help() -> String {
+    let width = PATHS.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
+    PATHS.iter().map(|(path, what)| format!("  {path:width$}  {what}\n")).collect()
+}
+
+fn json(value: &Value) -> Answer {
+    with_type(StatusCode::OK, "application/json", format!("{value:#}\n"))
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> Answer {
+    with_type(status, "text/plain; charset=utf-8", body.into())
+}
+
+fn not_allowed(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn with_type(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
+
+/// A query string, decoded when it is asked.
+struct Query<'q>(&'q str);
+
+impl Query<'_> {
+    fn all<'s>(&'s self, name: &'s str) -> impl Iterator<Item = String> + 's {
+        self.0.split('&').filter_map(move |pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (key == name).then(|| decode(value))
+        })
+    }
+
+    fn first(&self, name: &str) -> Option<String> {
+        self.all(name).next()
+    }
+}
+
+/// `%41` is `A` and `+` is a space, as forms are encoded; what is no valid escape stands for itself.
+fn decode(value: &str) -> String {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let escaped = after.get(..2).filter(|_| first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match escaped.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(if first == b'+' { b' ' } else { first });
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests;

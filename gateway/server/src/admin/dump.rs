@@ -1,0 +1,124 @@
+//! `/config_dump`: the configuration in force, as it was translated. Private keys are not in it.
+
+use fieldgate_core::Snapshot;
+use fieldgate_core::ir::{Endpoints, Hostname, Listener, PathMatch, Policy, Pool, Route, Rule};
+use fieldgate_core::snapshot::Rejection;
+use serde_json::{Value, json};
+
+use super::views::rejections;
+use crate::telemetry::backend_name;
+
+/// The whole configuration.
+pub(super) fn config(snapshot: &Snapshot, refused: &[Rejection]) -> Value {
+    let config = &snapshot.config;
+    json!({
+        "generation": snapshot.generation,
+        "listeners": config.listeners.values().map(|l| listener(l)).collect::<Vec<_>>(),
+        "routes": config.routes.values().map(|r| route(r)).collect::<Vec<_>>(),
+        "pools": config.pools.values().map(|p| pool(p)).collect::<Vec<_>>(),
+        "policies": config.policies.values().map(|p| policy(p)).collect::<Vec<_>>(),
+        "rejections": rejections(refused),
+    })
+}
+
+fn listener(listener: &Listener) -> Value {
+    let certificates =
+        listener.tls.as_ref().map(|tls| tls.certificates.iter().map(|c| &*c.origin).collect::<Vec<_>>());
+    json!({
+        "name": listener.key.to_string(),
+        "addresses": listener.addresses,
+        "hostname": listener.hostname.as_ref().map(ToString::to_string),
+        "certificates": certificates,
+        "trusted_hops": listener.client.trusted_hops,
+    })
+}
+
+fn route(route: &Route) -> Value {
+    let attachments = route.attachments.iter().map(|attachment| {
+        let hosts = attachment.hostnames.iter().map(host).collect::<Vec<_>>();
+        json!({"listener": attachment.listener.to_string(), "hostnames": hosts})
+    });
+    json!({
+        "name": route.key.to_string(),
+        "attachments": attachments.collect::<Vec<_>>(),
+        "rules": route.rules.iter().map(|r| rule(r)).collect::<Vec<_>>(),
+    })
+}
+
+fn host(hostname: &Option<Hostname>) -> String {
+    hostname.as_ref().map_or_else(|| "*".to_owned(), ToString::to_string)
+}
+
+fn rule(rule: &Rule) -> Value {
+    let matches = rule.matches.iter().map(|m| {
+        let (kind, path) = match &m.path {
+            PathMatch::Exact(path) => ("exact", path),
+            PathMatch::Prefix(path) => ("prefix", path),
+            PathMatch::Regex(path) => ("regex", path),
+        };
+        let conditions = |list: &[(std::sync::Arc<str>, _)]| {
+            list.iter().map(|(name, value)| format!("{name}: {value:?}")).collect::<Vec<_>>()
+        };
+        json!({
+            "path": {"type": kind, "value": &**path},
+            "method": m.method.as_deref(),
+            "headers": conditions(&m.headers),
+            "query": conditions(&m.query),
+        })
+    });
+    let backends = rule.backends.iter().enumerate().map(|(index, backend)| {
+        json!({
+            "backend": backend_name(rule, index),
+            "weight": backend.weight,
+            "filters": shown(&backend.filters),
+        })
+    });
+    json!({
+        "id": &*rule.id,
+        "grpc": rule.grpc,
+        "matches": matches.collect::<Vec<_>>(),
+        "filters": shown(&rule.filters),
+        "backends": backends.collect::<Vec<_>>(),
+        "request_timeout_ms": rule.timeouts.request.map(|t| t.as_millis() as u64),
+        "backend_timeout_ms": rule.timeouts.backend_request.map(|t| t.as_millis() as u64),
+        "retry": rule.retry.as_ref().map(|retry| format!("{retry:?}")),
+        "split_policy": rule.split.as_ref().map(|policy| format!("{policy:?}")),
+    })
+}
+
+fn pool(pool: &Pool) -> Value {
+    let endpoints = match &pool.endpoints {
+        Endpoints::Static(endpoints) => endpoints
+            .iter()
+            .map(|e| json!({"address": e.address, "weight": e.weight, "draining": e.draining}))
+            .collect::<Vec<_>>(),
+        Endpoints::Dns(names) => {
+            names.iter().map(|n| json!({"dns": &*n.host, "port": n.port, "weight": n.weight})).collect()
+        }
+    };
+    json!({
+        "name": pool.key.to_string(),
+        "service": &*pool.service.host,
+        "protocol": format!("{:?}", pool.protocol),
+        "balance": format!("{:?}", pool.balance),
+        "health_check": pool.health.as_ref().map(|health| format!("{health:?}")),
+        "connect_timeout_ms": pool.limits.connect_timeout.as_millis() as u64,
+        "idle_timeout_ms": pool.limits.idle_timeout.as_millis() as u64,
+        "endpoints": endpoints,
+    })
+}
+
+fn policy(policy: &Policy) -> Value {
+    json!({
+        "name": policy.key.to_string(),
+        "action": format!("{:?}", policy.action),
+        "dry_run": policy.dry_run,
+        "listeners": policy.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "rules": shown(&policy.rules),
+    })
+}
+
+/// Parts that no program reads yet are shown as they are.
+fn shown<T: std::fmt::Debug>(list: &[T]) -> Vec<String> {
+    list.iter().map(|item| format!("{item:?}")).collect()
+}

@@ -1,0 +1,118 @@
+//! Metrics that are read off the running configuration at the moment of a scrape, so that what is gone is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::UNIX_EPOCH;
+
+use fieldgate_config::diagnostic::Severity;
+use fieldgate_core::Snapshot;
+
+use super::views::{EndpointHealth, health};
+use crate::control::View;
+use crate::telemetry::backend_name;
+use crate::telemetry::exposition::Family;
+
+/// Rules whose split is shown. Far above what anybody splits at once; a bound all the same.
+const MAX_RULES: usize = 5_000;
+
+/// Pools that are shown.
+const MAX_POOLS: usize = 5_000;
+
+/// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
+const KINDS: [&str; 6] = ["AuthorizationPolicy", "GRPCRoute", "Gateway", "HTTPRoute", "Pool", "SplitPolicy"];
+
+/// Writes all of them.
+pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: u64) {
+    config(out, view);
+    rejected(out, view);
+    splits(out, snapshot);
+    pools(out, snapshot, now_ms);
+}
+
+fn config(out: &mut String, view: &View) {
+    let help = "Configurations published since the start; 0 is none yet.";
+    Family::begin(out, "fieldgate_config_generation", "gauge", help).sample(&[], view.generation as f64);
+    let loaded = view.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the configuration in force was published, in seconds since 1970.";
+    Family::begin(out, "fieldgate_config_published_timestamp_seconds", "gauge", help).sample(&[], loaded);
+}
+
+fn rejected(out: &mut String, view: &View) {
+    let mut objects: BTreeMap<&str, BTreeSet<(String, String)>> =
+        KINDS.iter().map(|kind| (*kind, BTreeSet::new())).collect();
+    let errors = view.diagnostics.iter().filter(|d| d.severity == Severity::Error);
+    for diagnostic in errors {
+        // A text that is no object at all counts by its place. A kind is as written, so only known ones are labels.
+        let (kind, id) = match &diagnostic.object {
+            Some(object) => (object.kind.as_str(), (object.namespace.clone(), object.name.clone())),
+            None => ("unknown", (diagnostic.location.file.to_string(), diagnostic.location.line.to_string())),
+        };
+        let kind = known_kind(kind);
+        objects.entry(kind).or_default().insert(id);
+    }
+    for rejection in &view.rejections {
+        let object = &rejection.object;
+        objects
+            .entry(object.kind)
+            .or_default()
+            .insert((object.namespace.to_string(), object.name.to_string()));
+    }
+    let help = "Objects that are refused at present, by kind.";
+    let mut family = Family::begin(out, "fieldgate_config_rejected_objects", "gauge", help);
+    for (kind, objects) in objects {
+        family.sample(&[("kind", kind)], objects.len() as f64);
+    }
+}
+
+/// A label value for a kind: itself if the gateway reads that kind.
+fn known_kind(kind: &str) -> &'static str {
+    const READ: [&str; 14] = [
+        "AuthorizationPolicy",
+        "ConfigMap",
+        "EndpointSlice",
+        "GRPCRoute",
+        "Gateway",
+        "HTTPRoute",
+        "Namespace",
+        "Pool",
+        "ReferenceGrant",
+        "Secret",
+        "Service",
+        "ServiceEntry",
+        "SplitPolicy",
+        "WorkloadEntry",
+    ];
+    READ.iter().find(|known| **known == kind).copied().unwrap_or("unknown")
+}
+
+fn splits(out: &mut String, snapshot: &Snapshot) {
+    let help = "The share of requests that each backend of a rule shall get, from 0 to 1.";
+    let mut family = Family::begin(out, "fieldgate_split_desired_ratio", "gauge", help);
+    for rule in snapshot.rules().filter(|rule| rule.backends.len() > 1).take(MAX_RULES) {
+        let route = format!("{}/{}", rule.route.namespace, rule.route.name);
+        for (name, share) in shares_by_name(rule) {
+            family.sample(&[("route", &route), ("rule", &rule.ir.id), ("backend", &name)], share);
+        }
+    }
+}
+
+/// A pool that is named twice in a rule is one series.
+fn shares_by_name(rule: &fieldgate_core::snapshot::CompiledRule) -> BTreeMap<String, f64> {
+    let mut shares = BTreeMap::new();
+    for (index, (weight, of)) in rule.split.desired().enumerate() {
+        let share = if of == 0 { 0.0 } else { f64::from(weight) / of as f64 };
+        *shares.entry(backend_name(&rule.ir, index)).or_insert(0.0) += share;
+    }
+    shares
+}
+
+fn pools(out: &mut String, snapshot: &Snapshot, now_ms: u64) {
+    let help = "Endpoints of a pool by state.";
+    let mut family = Family::begin(out, "fieldgate_pool_endpoints", "gauge", help);
+    for pool in snapshot.pools().take(MAX_POOLS) {
+        let name = pool.ir.key.to_string();
+        for state in EndpointHealth::ALL {
+            let count = pool.endpoints.iter().filter(|e| health(e, now_ms) == state).count();
+            family.sample(&[("pool", &name), ("state", state.as_str())], count as f64);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! What the admin server shows: JSON for programs, text where Envoy shows text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::time::UNIX_EPOCH;
+
+use fieldgate_core::Snapshot;
+use fieldgate_core::balance::{CompiledEndpoint, CompiledPool};
+use fieldgate_core::ir::PoolKey;
+use fieldgate_core::snapshot::{CompiledRule, Rejection};
+use serde_json::{Value, json};
+
+use super::is_draining;
+use crate::control::AdminState;
+use crate::telemetry::{backend_name, route_of};
+use crate::worker::WorkerReport;
+
+/// Whether an endpoint can be chosen, and if not, why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndpointHealth {
+    Healthy,
+    Unhealthy,
+    Ejected,
+    Draining,
+}
+
+impl EndpointHealth {
+    pub(super) const ALL: [Self; 4] = [Self::Healthy, Self::Unhealthy, Self::Ejected, Self::Draining];
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+pub(super) fn health(endpoint: &CompiledEndpoint, now_ms: u64) -> EndpointHealth {
+    if endpoint.draining {
+        EndpointHealth::Draining
+    } else if !endpoint.state.is_healthy() {
+        EndpointHealth::Unhealthy
+    } else if endpoint.state.is_ejected(now_ms) {
+        EndpointHealth::Ejected
+    } else {
+        EndpointHealth::Healthy
+    }
+}
+
+/// `/api/v1/status`
+pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
+    let view = state.view.load();
+    let snapshot = &state.shared.published.load().snapshot;
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "uptime_seconds": state.shared.started.elapsed().as_secs(),
+        "generation": view.generation,
+        "published": view.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        "ready": state.is_ready(),
+        "draining": is_draining(state),
+        "workers": state.workers.len(),
+        "connections": reports.iter().map(|r| r.connections).sum::<u64>(),
+        "requests_in_flight": reports.iter().map(|r| r.requests).sum::<u64>(),
+        "routes": snapshot.config.routes.len(),
+        "pools": snapshot.config.pools.len(),
+        "policies": snapshot.config.policies.len(),
+        "listeners": listeners(state),
+        "rejected": rejections(&view.rejections),
+        "diagnostics": view.diagnostics,
+    })
+}
+
+/// Objects that could not be compiled.
+pub(super) fn rejections(rejections: &[Rejection]) -> Vec<Value> {
+    let row = |r: &Rejection| json!({"object": r.object.to_string(), "field": r.field, "message": r.message});
+    rejections.iter().map(row).collect()
+}
+
+/// `/api/v1/objects`
+pub(super) async fn objects(state: &AdminState) -> Value {
+    json!(state.control.statuses().await)
+}
+
+/// `/listeners?format=json`
+pub(super) fn listeners(state: &AdminState) -> Value {
+    let view = state.view.load();
+    let rows = view.listeners.iter().map(|l| {
+        json!({
+            "address": l.address,
+            "listeners": l.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "sockets": l.state.as_ref().unwrap_or(&0),
+            "error": l.state.as_ref().err(),
+            "tls": l.tls.is_some(),
+            "tls_error": l.tls.as_ref().and_then(|tls| tls.as_ref().err()),
+        })
+    });
+    Value::Array(rows.collect())
+}
+
+/// `/listeners`: `name::address`, as Envoy.
+pub(super) fn listeners_text(state: &AdminState) -> String {
+    let view = state.view.load();
+    let rows = view.listeners.iter().flat_map(|l| l.listeners.iter().map(|name| (name, l.address)));
+    rows.map(|(name, address)| format!("{name}::{address}\n")).collect()
+}
+
+/// `/ready`, when it is not.
+pub(super) fn why_not_ready(state: &AdminState) -> String {
+    if is_draining(state) {
+        return "DRAINING".to_owned();
+    }
+    let view = state.view.load();
+    if view.generation == 0 {
+        return "INITIALIZING: no configuration is published yet".to_owned();
+    }
+    let failed =
+        view.listeners.iter().filter_map(|l| Some(format!("{}: {}", l.address, l.state.as_ref().err()?)));
+    format!("INITIALIZING: {}", failed.collect::<Vec<_>>().join("; "))
+}
+
+/// `/server_info`, with Envoy's names.
+pub(super) fn server_info(state: &AdminState) -> Value {
+    let phase = if is_draining(state) {
+        "DRAINING"
+    } else if state.is_ready() {
+        "LIVE"
+    } else {
+        "INITIALIZING"
+    };
+    let uptime = format!("{}s", state.shared.started.elapsed().as_secs());
+    json!({
+        "version": format!("fieldgate/{}", env!("CARGO_PKG_VERSION")),
+        "state": phase,
+        "uptime_current_epoch": uptime,
+        "uptime_all_epochs": uptime,
+        "pid": std::process::id(),
+    })
+}
+
+/// `/api/v1/splits`: rules with several backends.
+pub(super) fn splits(snapshot: &Snapshot, reports: &[WorkerReport]) -> Value {
+    let counts = counts_of_rules(reports);
+    let rules = snapshot.rules().filter(|rule| rule.backends.len() > 1);
+    Value::Array(rules.map(|rule| split(rule, counts.get(&*rule.ir.id))).collect())
+}
+
+fn split(rule: &CompiledRule, counts: Option<&BTreeMap<&str, u64>>) -> Value {
+    let total: u64 = counts.map_or(0, |counts| counts.values().sum());
+    let backends = rule.split.desired().enumerate().map(|(index, (weight, of))| {
+        let name = backend_name(&rule.ir, index);
+        let requests = counts.and_then(|counts| counts.get(name.as_str())).copied().unwrap_or(0);
+        json!({
+            "backend": name,
+            "weight": weight,
+            "desired": ratio(u64::from(weight), of),
+            "requests": requests,
+            "achieved": ratio(requests, total),
+        })
+    });
+    json!({
+        "route": route_of(&rule.ir.id),
+        "rule": &*rule.ir.id,
+        "policy": rule.split.policy().map(|policy| &*policy.name),
+        "backends": backends.collect::<Vec<_>>(),
+    })
+}
+
+fn counts_of_rules(reports: &[WorkerReport]) -> BTreeMap<&str, BTreeMap<&str, u64>> {
+    let mut counts: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for (rule, backends) in reports.iter().flat_map(|report| &report.splits) {
+        let of_rule = counts.entry(rule).or_default();
+        for (backend, count) in backends {
+            *of_rule.entry(backend).or_default() += count;
+        }
+    }
+    counts
+}
+
+fn ratio(part: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { part as f64 / of as f64 }
+}
+
+/// Requests in flight and idle connections, by endpoint.
+type Load<'r> = BTreeMap<(&'r PoolKey, SocketAddr), (u64, u64)>;
+
+fn load(reports: &[WorkerReport]) -> Load<'_> {
+    let mut load = Load::new();
+    for (pool, endpoints) in reports.iter().flat_map(|report| &report.pools) {
+        for (address, in_flight, idle) in endpoints {
+            let sum = load.entry((pool, *address)).or_default();
+            sum.0 += u64::from(*in_flight);
+            sum.1 += u64::from(*idle);
+        }
+    }
+    load
+}
+
+/// `/api/v1/pools`
+pub(super) fn pools(snapshot: &Snapshot, reports: &[WorkerReport], now_ms: u64) -> Value {
+    let load = load(reports);
+    Value::Array(snapshot.pools().map(|pool| pool_json(pool, &load, now_ms)).collect())
+}
+
+fn pool_json(pool: &CompiledPool, load: &Load<'_>, now_ms: u64) -> Value {
+    let endpoints = pool.endpoints.iter().map(|endpoint| {
+        let (in_flight, idle) = load.get(&(&pool.ir.key, endpoint.address())).copied().unwrap_or_default();
+        json!({
+            "address": endpoint.address(),
+            "state": health(endpoint, now_ms).as_str(),
+            "weight": endpoint.weight,
+            "zone": endpoint.zone.as_deref(),
+            "workload": endpoint.workload.as_deref(),
+            "ejections": endpoint.state.ejections(),
+            "in_flight": in_flight,
+            "idle_connections": idle,
+        })
+    });
+    json!({
+        "pool": pool.ir.key.to_string(),
+        "service": &*pool.ir.service.host,
+        "protocol": format!("{:?}", pool.ir.protocol),
+        "balance": format!("{:?}", pool.ir.balance),
+        "health_checked": pool.ir.health.is_some(),
+        "endpoints": endpoints.collect::<Vec<_>>(),
+    })
+}
+
+/// `/clusters`, in Envoy's text.
+pub(super) fn clusters(snapshot: &Snapshot, reports: &[WorkerReport], now_ms: u64) -> String {
+    let load = load(reports);
+    let mut out = String::new();
+    for pool in snapshot.pools() {
+        let cluster = format!("outbound|{}||{}", pool.ir.key.port, pool.ir.service.host);
+        for endpoint in &pool.endpoints {
+            let (address, state) = (endpoint.address(), health(endpoint, now_ms));
+            let (in_flight, idle) = load.get(&(&pool.ir.key, address)).copied().unwrap_or_default();
+            let flags = match state {
+                EndpointHealth::Healthy => "healthy",
+                EndpointHealth::Unhealthy => "/failed_active_hc",
+                EndpointHealth::Ejected => "/failed_outlier_check",
+                EndpointHealth::Draining => "/eds_status_draining",
+            };
+            let rows = [
+                ("health_flags", flags.to_owned()),
+                ("weight", endpoint.weight.to_string()),
+                ("rq_active", in_flight.to_string()),
+                ("cx_idle", idle.to_string()),
+            ];
+            for (name, value) in rows {
+                let _ = writeln!(out, "{cluster}::{address}::{name}::{value}");
+            }
+        }
+    }
+    out
+}

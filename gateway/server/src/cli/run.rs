@@ -1,0 +1,172 @@
+//! `fieldgate run`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use super::{DEFAULT_ADMIN, duration};
+use crate::host::{self, RunOptions};
+use crate::telemetry::access_log::{self, Format, Target};
+
+/// Serve a configuration, and follow its changes.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  fieldgate run --config /etc/fieldgate
+  fieldgate run --config ./config --access-log - --access-log-format json
+  kustomize build . | fieldgate run --config -
+
+Signals: TERM drains and ends; INT ends at once; USR1 opens the access log anew.
+A new process started with --upgrade and the same --upgrade-socket takes over without a refused connection.")]
+pub(super) struct Run {
+    /// Directories (read through, *.yaml *.yml *.json), files, or `-` for standard input.
+    #[arg(long, value_name = "PATH", required = true, num_args = 1..)]
+    config: Vec<PathBuf>,
+    /// Where the admin server listens (metrics, status); `off` for nowhere.
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN, value_parser = admin)]
+    admin: Admin,
+    /// Worker threads; by default one per core that the process may use.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    workers: Option<u16>,
+    /// Where requests are logged: a file, `-` for standard output, or `off`.
+    #[arg(long, value_name = "PATH", default_value = "off")]
+    access_log: String,
+    /// `text` (Istio's), `json`, or a text with Envoy's operators: '%REQ(:METHOD)% %RESPONSE_CODE% %DURATION%'.
+    #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = str::parse::<Format>)]
+    access_log_format: Format,
+    /// How long requests in flight may take to finish when the process ends.
+    #[arg(long, value_name = "TIME", default_value = "45s", value_parser = duration)]
+    drain_time: Duration,
+    /// Holds the process id while the process serves.
+    #[arg(long, value_name = "PATH")]
+    pid_file: Option<PathBuf>,
+    /// Where this process hands its sockets to the one that follows it.
+    #[arg(long, value_name = "PATH")]
+    upgrade_socket: Option<PathBuf>,
+    /// Take the sockets from the process that serves now.
+    #[arg(long, requires = "upgrade_socket")]
+    upgrade: bool,
+    /// What is logged to standard error: error, warn, info, debug, or directives such as `info,fieldgate=debug`.
+    #[arg(long, value_name = "LEVEL", default_value = "info,pingora_core=warn")]
+    log_level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Admin(Option<SocketAddr>);
+
+impl Run {
+    pub(super) fn run(self) -> ExitCode {
+        if let Err(message) = init_log(&self.log_level) {
+            eprintln!("fieldgate: {message}");
+            return ExitCode::from(2);
+        }
+        host::run(self.options())
+    }
+
+    fn options(self) -> RunOptions {
+        let access_log = access_log_target(&self.access_log)
+            .map(|target| access_log::Options { target, format: self.access_log_format });
+        RunOptions {
+            config: self.config,
+            admin: self.admin.0,
+            workers: self.workers.map(usize::from),
+            drain_time: self.drain_time,
+            pid_file: self.pid_file,
+            upgrade: self.upgrade,
+            upgrade_socket: self.upgrade_socket,
+            access_log,
+        }
+    }
+}
+
+fn admin(text: &str) -> Result<Admin, String> {
+    if text == "off" {
+        return Ok(Admin(None));
+    }
+    let address =
+        text.parse().map_err(|_| "write an address and a port: 127.0.0.1:15000, or `off`".to_owned())?;
+    Ok(Admin(Some(address)))
+}
+
+fn access_log_target(text: &str) -> Option<Target> {
+    match text {
+        "off" => None,
+        "-" => Some(Target::Stdout),
+        path => Some(Target::File(path.into())),
+    }
+}
+
+/// To standard error, so that an access log on standard output stays clean.
+fn init_log(level: &str) -> Result<(), String> {
+    let filter = EnvFilter::try_new(level).map_err(|error| format!("--log-level `{level}`: {error}"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .try_init()
+        .map_err(|error| format!("cannot set up the log: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Alone {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<RunOptions, String> {
+        let all = ["run"].iter().chain(arguments);
+        Alone::try_parse_from(all).map(|alone| alone.run.options()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults() {
+        let options = parse(&["--config", "a", "b"]).unwrap();
+        assert_eq!(options.config, [PathBuf::from("a"), PathBuf::from("b")]);
+        assert_eq!(options.admin, Some("127.0.0.1:15000".parse().unwrap()));
+        assert_eq!((options.workers, options.access_log), (None, None));
+    }
+
+    #[test]
+    fn all_flags() {
+        let options = parse(&[
+            "--config=-",
+            "--admin=off",
+            "--workers=2",
+            "--access-log=-",
+            "--access-log-format=json",
+            "--drain-time=5s",
+            "--pid-file=p",
+            "--upgrade-socket=u",
+            "--upgrade",
+        ])
+        .unwrap();
+        assert_eq!((options.admin, options.workers, options.upgrade), (None, Some(2), true));
+        let log = access_log::Options { target: Target::Stdout, format: Format::Json };
+        assert_eq!(options.access_log, Some(log));
+    }
+
+    #[test]
+    fn mistakes_say_what_to_write() {
+        for (arguments, part) in [
+            (&["--config=a", "--admin=15000"][..], "127.0.0.1:15000"),
+            (&["--config=a", "--workers=0"], "1..=1024"),
+            (&["--config=a", "--drain-time=45"], "45s"),
+            (&["--config=a", "--access-log-format=%NOPE%"], "no operator"),
+            (&["--config=a", "--upgrade"], "--upgrade-socket"),
+            (&[], "--config"),
+        ] {
+            let error = parse(arguments).unwrap_err();
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! A request that somebody asks about.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+use fieldgate_core::head::split_port;
+use fieldgate_core::{Method, RequestHead};
+
+/// A request that was never sent.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The head as a worker would see it.
+    pub head: RequestHead,
+    /// The port of the URL, or the well-known one of its scheme.
+    pub port: u16,
+    /// Whether the URL named the port.
+    pub port_given: bool,
+    /// The client's address.
+    pub client: IpAddr,
+}
+
+impl Question {
+    /// From a method, a URL and fields written as `name: value`.
+    pub fn new(method: &str, url: &str, headers: &[String], client: Option<&str>) -> Result<Self, String> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+        let https = match scheme {
+            "http" => false,
+            "https" => true,
+            other => return Err(format!("the scheme `{other}` is not http or https")),
+        };
+        let rest = rest.split('#').next().unwrap_or_default();
+        let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        if authority.is_empty() {
+            return Err(format!("`{url}` has no host; write http://shop.example/path"));
+        }
+        let authority = authority.to_ascii_lowercase();
+        let (host, port) = split_port(&authority);
+        if port.is_none() && host.len() != authority.len() {
+            return Err(format!("`{authority}` has no valid port"));
+        }
+        let mut head =
+            RequestHead { method: Method::from_bytes(method.as_bytes()), https, ..RequestHead::default() };
+        match target {
+            "" => head.set_target("/"),
+            query if query.starts_with('?') => head.set_target(&format!("/{query}")),
+            target => head.set_target(target),
+        }
+        let (port, port_given) = (port.unwrap_or(if https { 443 } else { 80 }), port.is_some());
+        head.authority = authority;
+        for header in headers {
+            let (name, value) = header
+                .split_once(':')
+                .ok_or_else(|| format!("`{header}` is not a header; write 'name: value'"))?;
+            match name.trim().to_ascii_lowercase().as_str() {
+                "host" => value.trim().to_ascii_lowercase().clone_into(&mut head.authority),
+                name => head.headers.push(name.as_bytes(), value.trim().as_bytes()),
+            }
+        }
+        let client = match client {
+            Some(text) => text.parse().map_err(|_| format!("`{text}` is not an IP address"))?,
+            None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        };
+        Ok(Self { head, port, port_given, client })
+    }
+}
+
+impl fmt::Display for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.head.https { "https" } else { "http" };
+        write!(f, "{} {scheme}://{}{}", self.head.method.as_str(), self.head.authority, self.head.target)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls() {
+        for (url, shown, port, given) in [
+            ("http://Shop.example", "GET http://shop.example/", 80, false),
+            ("shop.example:8080/a?b=c#d", "GET http://shop.example:8080/a?b=c", 8080, true),
+            ("https://[::1]?q", "GET https://[::1]/?q", 443, false),
+        ] {
+            let question = Question::new("GET", url, &[], None).unwrap();
+            assert_eq!(
+                (question.to_string().as_str(), question.port, question.port_given),
+                (shown, port, given)
+            );
+        }
+        for bad in ["ftp://a/", "http:///a", "http://a:x/"] {
+            assert!(Question::new("GET", bad, &[], None).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn headers() {
+        let headers = ["X-A: 1".to_owned(), "Host: Other.example".to_owned()];
+        let question = Question::new("GET", "http://a/", &headers, Some("10.0.0.1")).unwrap();
+        assert_eq!(question.head.authority, "other.example");
+        assert_eq!(question.head.headers.get("x-a"), Some(&b"1"[..]));
+        assert!(Question::new("GET", "http://a/", &["nope".to_owned()], None).is_err());
+    }
+}
