@@ -5,7 +5,8 @@
 //! policies are evaluated beside the enforced ones of their action and change nothing. Among the rules that match, the
 //! first by Envoy's policy id (`ns[..]-policy[..]-rule[..]`, compared as text) is reported, as in Envoy.
 //!
-//! Everything is prepared in advance; a decision allocates nothing (except to join a header that occurs several times).
+//! Everything is prepared in advance; a decision allocates nothing (except for a rule about cookies over
+//! HTTP/2, where they come in pieces).
 //! Selectors and targets are resolved before: an [`Authorizer`] has the policies of one listener.
 
 mod address;
@@ -102,7 +103,7 @@ impl<'a> Decision<'a> {
 impl Authorizer {
     /// Prepares policies. Their order means nothing.
     ///
-    /// What cannot be evaluated (a template that Envoy would refuse, a value that is not of its key's type) makes its
+    /// What cannot be evaluated (a template that Istio would refuse, a value that is not of its key's type) makes its
     /// rule fail closed: in DENY and AUDIT it matches every request, in ALLOW none.
     pub fn compile(policies: &[Arc<ir::Policy>]) -> Self {
         let mut rules: Vec<(RuleInfo, &ir::PolicyRule)> = policies.iter().flat_map(|p| rules_of(p)).collect();

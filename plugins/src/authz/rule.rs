@@ -1,10 +1,9 @@
 //! Rules of one action, prepared, and the facts that they are matched against.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 
 use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, PolicyAction, StringMatch};
-use fieldgate_core::{HeaderId, RequestHead};
+use fieldgate_core::{HeaderId, RequestHead, Version};
 use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
@@ -253,7 +252,8 @@ impl Condition {
     fn matches(&self, facts: &Facts) -> bool {
         match self {
             Self::Header { name, some, none } => {
-                some_and_none(some, none, header(facts.head, name).as_deref(), Star::There)
+                (some.is_empty() || header_is_any(facts.head, name, some))
+                    && !header_is_any(facts.head, name, none)
             }
             Self::ServerName { some, none } => {
                 some_and_none(some, none, Some(facts.server_name), Star::NotEmpty)
@@ -268,31 +268,25 @@ impl Condition {
     }
 }
 
-/// A header's value, several joined by commas. Pseudo-header fields and `host` are where the head has them.
-fn header<'a>(head: &'a RequestHead, name: &'a str) -> Option<Cow<'a, [u8]>> {
+/// Whether a header has a value that fits one of the patterns. Each field of the name is looked at for itself, as in Envoy
+/// since CVE-2026-26308: were they joined, an attacker could hide a value from a DENY rule behind another.
+fn header_is_any(head: &RequestHead, name: &str, texts: &[Text]) -> bool {
+    let is_any = |value: &[u8]| texts.iter().any(|text| text.matches(value, Star::There));
+    // Pseudo-header fields, and `host`, are where the head has them.
     let text = match name {
         ":authority" | "host" => head.authority.as_str(),
         ":method" => head.method.as_str(),
         ":path" => head.target.as_str(),
         ":scheme" if head.https => "https",
         ":scheme" => "http",
-        _ => return joined(head, name),
+        // In HTTP/2 crumbs of one field that was split on the way (RFC 9113 section 8.2.3).
+        "cookie" if head.version >= Version::Http2 => {
+            let crumbs: Vec<&[u8]> = head.headers.get_all_id(HeaderId::Cookie).collect();
+            return !crumbs.is_empty() && is_any(&crumbs.join(&b"; "[..]));
+        }
+        _ => return head.headers.get_all(name).any(is_any),
     };
-    (!text.is_empty()).then_some(Cow::Borrowed(text.as_bytes()))
-}
-
-fn joined<'a>(head: &'a RequestHead, name: &'a str) -> Option<Cow<'a, [u8]>> {
-    let mut values = head.headers.get_all(name);
-    let first = values.next()?;
-    let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
-    // Crumbs of a cookie are one header that was split on the way (RFC 9113 section 8.2.3).
-    let comma: &[u8] = if HeaderId::of(name.as_bytes()) == HeaderId::Cookie { b"; " } else { b"," };
-    let mut all = [first, comma, second].concat();
-    for value in values {
-        all.extend_from_slice(comma);
-        all.extend_from_slice(value);
-    }
-    Some(Cow::Owned(all))
+    !text.is_empty() && is_any(text.as_bytes())
 }
 
 fn some_and_none(some: &[Text], none: &[Text], value: Option<&[u8]>, star: Star) -> bool {

@@ -96,29 +96,36 @@ fn evaluate(matcher: &Yaml, keep: Keep, request: &Request) -> Option<bool> {
     }
 }
 
+/// True if any of the header's fields matches.
 fn header(matcher: &Yaml, keep: Keep, request: &Request) -> Option<bool> {
     let name = matcher.at("name").text().unwrap();
-    let (kind, value) = match name {
-        ":authority" => (Kind::Host, Some(request.head.authority.clone()).filter(|a| !a.is_empty())),
-        ":method" => (Kind::Method, Some(request.head.method.as_str().to_owned())),
+    let (kind, values) = match name {
+        ":authority" => (Kind::Host, vec![request.head.authority.clone()]),
+        ":method" => (Kind::Method, vec![request.head.method.as_str().to_owned()]),
         _ => {
             let name = name.to_ascii_lowercase();
-            let values: Vec<_> =
-                request.head.headers.get_all(&name).map(|v| String::from_utf8_lossy(v)).collect();
-            (Kind::Header, (!values.is_empty()).then(|| values.join(",")))
+            (
+                Kind::Header,
+                request
+                    .head
+                    .headers
+                    .get_all(&name)
+                    .map(|v| String::from_utf8_lossy(v).into_owned())
+                    .collect(),
+            )
         }
     };
     if !keep.kind(kind) {
         return None;
     }
     if matcher.get("presentMatch").is_some() {
-        return keep.star.then_some(value.is_some());
+        return keep.star.then_some(!values.is_empty());
     }
-    let Some(value) = value else { return Some(false) };
-    match matcher.at("safeRegexMatch.regex").text() {
-        Some(regex) => Some(full_match(regex, &value)),
-        None => string(matcher.at("stringMatch"), keep, &value),
-    }
+    let matches = |value: &String| match matcher.at("safeRegexMatch.regex").text() {
+        Some(regex) => full_match(regex, value),
+        None => string(matcher.at("stringMatch"), keep, value).unwrap(),
+    };
+    Some(values.iter().any(matches))
 }
 
 fn string(matcher: &Yaml, keep: Keep, value: &str) -> Option<bool> {
@@ -148,8 +155,8 @@ fn full_match(regex: &str, value: &str) -> bool {
 
 /// By the expression that Envoy's documentation describes; the fixtures' templates have no special characters.
 fn template(template: &Yaml, request: &Request) -> bool {
-    const ONE: &str = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=]+";
-    const MANY: &str = r"[a-zA-Z0-9\-._~%!$&'()+,;:@=/]*";
+    const ONE: &str = r"[a-zA-Z0-9\-._~%!$&'()*+,;:@=]+";
+    const MANY: &str = r"[a-zA-Z0-9\-._~%!$&'()*+,;:@=/]*";
     let segments = template.text().unwrap().split('/').map(|segment| match segment {
         "*" => ONE,
         "**" => MANY,

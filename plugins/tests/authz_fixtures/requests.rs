@@ -54,7 +54,7 @@ impl Values {
         let texts = |list: &str| list.split(' ').map(str::to_owned).collect();
         let ips = || vec!["172.31.0.9".parse().unwrap(), "2001:db8::9".parse().unwrap()];
         let mut values = Self {
-            hosts: texts("other.test  other.test:80"),
+            hosts: texts("other.test other.test:80"),
             methods: texts("GET POST"),
             paths: texts("/ /other"),
             ports: vec![1],
