@@ -1,17 +1,22 @@
 //! The kinds that are read, their groups and versions, and their typed specs.
 //!
-//! Gateway API's types are those of the crate `gateway-api` (0.22: Gateway API 1.5), experimental channel, since that is where HTTPRoute
-//! has `retry` and `sessionPersistence`. It holds every field of 1.6 that is used here. Kubernetes' own are those of `k8s-openapi`. Istio's
-//! and ours are in [`istio`] and [`fieldgate`].
+//! Gateway API's types are those of the crate `gateway-api` 0.22, experimental channel, since that is where
+//! HTTPRoute has `retry` and `sessionPersistence`. They are generated from Gateway API 1.5.1; compared field by field
+//! with the experimental CRDs of 1.6.1, nothing is missing from the kinds read here. What 1.6 changed is validation
+//! (`retry.attempts` at least 1, `retry.codes` without repetition), and that is checked in `route`.
+//! Kubernetes' own types are those of `k8s-openapi`. Istio's and ours are in [`istio`] and [`fieldgate`].
 //!
 //! This module says what a kind looks like and what its schema forbids; what objects mean together is not its matter.
 
 pub mod check;
 pub mod duration;
 pub mod fieldgate;
+mod filter;
 mod foreign;
 mod gateway;
 pub mod istio;
+mod kubernetes;
+mod route;
 
 use std::fmt;
 
@@ -213,16 +218,16 @@ fn read_spec(
     Ok(match kind {
         Kind::GatewayClass => Spec::GatewayClass(boxed(root, reader)?),
         Kind::Gateway => Spec::Gateway(checked(root, reader, checks, gateway::check_gateway)?),
-        Kind::HttpRoute => Spec::HttpRoute(checked(root, reader, checks, gateway::check_http_route)?),
-        Kind::GrpcRoute => Spec::GrpcRoute(checked(root, reader, checks, gateway::check_grpc_route)?),
+        Kind::HttpRoute => Spec::HttpRoute(checked(root, reader, checks, route::check_http_route)?),
+        Kind::GrpcRoute => Spec::GrpcRoute(checked(root, reader, checks, route::check_grpc_route)?),
         Kind::ReferenceGrant => {
             Spec::ReferenceGrant(checked(root, reader, checks, gateway::check_reference_grant)?)
         }
         Kind::Namespace => Spec::Namespace,
-        Kind::Service => Spec::Service(checked(root, reader, checks, gateway::check_service)?),
+        Kind::Service => Spec::Service(checked(root, reader, checks, kubernetes::check_service)?),
         Kind::EndpointSlice => {
             let slice: EndpointSlice = reader.read(root, "", TYPE_AND_METADATA)?;
-            gateway::check_endpoint_slice(&slice, checks);
+            kubernetes::check_endpoint_slice(&slice, checks);
             Spec::EndpointSlice(Box::new(slice))
         }
         Kind::Secret => {
