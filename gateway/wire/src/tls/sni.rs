@@ -26,6 +26,8 @@ impl SniResolver {
     /// Patterns are names, `*.` and a name, which stands for any number of labels before it (as Gateway API defines
     /// for listeners), or `*` for every name. Certificates of equal patterns are put together.
     ///
+    /// A pattern without certificates refuses its names; they do not fall to a wider pattern.
+    ///
     /// `default` answers clients that send no name or one that matches nothing; if `strict`, such clients are refused
     /// and `default` is not used.
     pub fn new<P, C>(
@@ -189,6 +191,14 @@ mod tests {
         assert_eq!(chosen(&table, Some("b.example")), Some("b.example"));
         assert_eq!(chosen(&table, Some("a.example")), Some("a.example"));
         assert_eq!(chosen(&table, Some("c.example")), Some("a.example"));
+    }
+
+    #[test]
+    fn a_pattern_without_certificates_is_refused_and_not_answered_by_another() {
+        let entries = [("a.example", vec![]), ("*.example", vec![ecdsa(&["*.example"])])];
+        let table = SniResolver::new(entries, vec![ecdsa(&["default.test"])], false);
+        assert_eq!(chosen(&table, Some("a.example")), None);
+        assert_eq!(chosen(&table, Some("b.example")), Some("*.example"));
     }
 
     #[test]
