@@ -7,6 +7,8 @@
 mod dns;
 mod problems;
 mod sockets;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod view;
 

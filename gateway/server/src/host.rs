@@ -246,7 +246,7 @@ impl Start {
         tokio::pin!(drained);
         tokio::select! {
             () = &mut drained => return Ok(End::Drained),
-            _ = quit_asked.wait_for(|asked| *asked) => return Ok(End::Quit),
+            Ok(_) = quit_asked.wait_for(|asked| *asked) => return Ok(End::Quit),
             () = handed_over(upgrade_socket, admin_socket, &control) => (),
         }
         // The next process answers there now.

@@ -37,6 +37,8 @@ pub struct UpgradeSocket {
     /// Only this user, and root, may take sockets.
     owner: u32,
     path: PathBuf,
+    /// Tells this socket from the one of a later process at the same path.
+    inode: u64,
 }
 
 impl UpgradeSocket {
@@ -50,9 +52,9 @@ impl UpgradeSocket {
         let _ = std::fs::remove_file(&own);
         let listener = UnixListener::bind(&own).map_err(failed)?;
         std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        let owner = std::fs::metadata(&own).map_err(failed)?.uid();
+        let metadata = std::fs::metadata(&own).map_err(failed)?;
         std::fs::rename(&own, path).map_err(failed)?;
-        Ok(Self { listener, owner, path: path.to_owned() })
+        Ok(Self { listener, owner: metadata.uid(), path: path.to_owned(), inode: metadata.ino() })
     }
 
     /// Hands sockets to whoever asks; ends once a process has acknowledged that it serves.
@@ -107,6 +109,14 @@ impl UpgradeSocket {
             }
             Ok(_) => Err(io::Error::other("the next process sent something else than an acknowledgement")),
             Err(_) => Err(io::Error::other("the next process ended before it served")),
+        }
+    }
+}
+
+impl Drop for UpgradeSocket {
+    fn drop(&mut self) {
+        if std::fs::metadata(&self.path).is_ok_and(|metadata| metadata.ino() == self.inode) {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -184,5 +194,108 @@ impl Takeover {
         let address = address.ok_or_else(|| io::Error::other(format!("a socket with the name {name:?}, which is no address")))?;
         self.sockets.push((address, socket));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, TcpStream};
+
+    use fieldgate_wire::socket::bind_reuseport;
+
+    use super::*;
+    use crate::control::{self, Event};
+
+    /// Stands for a control task: answers with handles to its sockets, or not at all when it drains.
+    fn control(sockets: Option<NamedSockets>) -> ControlHandle {
+        let (handle, mut events) = control::channel();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let Event::HandOver(reply) = event else { panic!("only sockets are asked for") };
+                if let Some(sockets) = &sockets {
+                    let handles = sockets.iter().map(|(address, socket)| (*address, socket.try_clone().unwrap()));
+                    let _ = reply.send(handles.collect());
+                }
+            }
+        });
+        handle
+    }
+
+    fn listening(count: usize) -> NamedSockets {
+        let sockets = bind_reuseport((Ipv4Addr::LOCALHOST, 0).into(), count).unwrap();
+        let address = sockets[0].local_addr().unwrap();
+        sockets.into_iter().map(|socket| (address, socket)).collect()
+    }
+
+    async fn request(path: &Path) -> Result<Takeover, String> {
+        let path = path.to_owned();
+        tokio::task::spawn_blocking(move || Takeover::request(&path)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_next_process_gets_every_socket_with_its_queue() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        // More than pingora's table would take.
+        let sockets = listening(40);
+        let address = sockets[0].0;
+        let waiting = TcpStream::connect(address).unwrap();
+        let admin = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let admin_address = admin.local_addr().unwrap();
+        let upgrade = UpgradeSocket::bind(&path).unwrap();
+        let control = control(Some(sockets));
+        let serving = tokio::spawn(async move { upgrade.serve(&control, Some(&admin)).await });
+
+        let mut takeover = request(&path).await.unwrap();
+        assert_eq!(takeover.take_admin().unwrap().local_addr().unwrap(), admin_address);
+        let taken = takeover.take_sockets();
+        assert_eq!(taken.len(), 40);
+        assert!(taken.iter().all(|(name, socket)| *name == address && socket.local_addr().unwrap() == address));
+        let accepted: Vec<_> = taken.iter().filter_map(|(_, socket)| socket.accept().ok()).collect();
+        assert_eq!(accepted.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(), [waiting.local_addr().unwrap()]);
+
+        assert!(!serving.is_finished());
+        tokio::task::spawn_blocking(|| takeover.acknowledge()).await.unwrap().unwrap();
+        serving.await.unwrap();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_that_ends_before_it_serves_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let upgrade = UpgradeSocket::bind(&path).unwrap();
+        let control = control(Some(listening(1)));
+        let serving = tokio::spawn(async move { upgrade.serve(&control, None).await });
+
+        drop(request(&path).await.unwrap());
+        let second = request(&path).await.unwrap();
+        assert!(!serving.is_finished());
+        tokio::task::spawn_blocking(|| second.acknowledge()).await.unwrap().unwrap();
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_draining_process_hands_nothing_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let upgrade = UpgradeSocket::bind(&path).unwrap();
+        let control = control(None);
+        let serving = tokio::spawn(async move { upgrade.serve(&control, None).await });
+        assert!(request(&path).await.is_err());
+        serving.abort();
+    }
+
+    #[tokio::test]
+    async fn the_path_belongs_to_whoever_bound_it_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        assert!(Takeover::request(&path).err().unwrap().contains("without --upgrade"));
+        let first = UpgradeSocket::bind(&path).unwrap();
+        let second = UpgradeSocket::bind(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+        drop(second);
+        assert!(!path.exists());
     }
 }
