@@ -171,6 +171,7 @@ def main():
         credentials = grpc.ssl_channel_credentials(file.read())
     host, port = arguments.tls.rsplit(":", 1)
     override = [("grpc.ssl_target_name_override", host)]
+    failures = []
     channels = {
         "h2c": grpc.insecure_channel(arguments.plain, OPTIONS),
         "TLS": grpc.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS + override),
@@ -192,12 +193,13 @@ def main():
         for check, run in checks.items():
             try:
                 run()
-            except BaseException:
-                print(f"failed: {name}: {check}")
-                raise
+            except (AssertionError, grpc.RpcError, KeyError) as error:
+                failures.append(f"{name}: {check}: {error!r}")
         print(f"{name}: {', '.join(checks)}")
         channel.close()
     server.server.stop(0)
+    if failures:
+        raise SystemExit("\n".join(failures))
 
 
 if __name__ == "__main__":

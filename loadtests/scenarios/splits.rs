@@ -19,7 +19,7 @@ pub fn run(context: &Context) -> Outcome {
     let _pools = stage.pools(&["one", "two"])?;
     let three = stage.backend("three")?;
     stage.config.write("service", &config::service("three", three.address))?;
-    stage.config.write("route", &config::route("shop", &[("one", 1)]))?;
+    stage.config.write("route", &config::route("shop", &[("two", 1)]))?;
     let gateway = stage.gateway(&context.options())?;
     let mut figures = Figures::default();
     for split in SPLITS {
