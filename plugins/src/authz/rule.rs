@@ -35,47 +35,27 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// The rules of one action in the order of their ids, with an index of those that can be told by host or path.
+/// The rules of one action in the order of their ids. Those that cannot match without some host or some path are found
+/// by it, whichever is shared by fewer rules; so a request is matched against few rules, however many there are.
 #[derive(Debug, Default)]
 pub struct Group {
     rules: Vec<(RuleRef, Rule)>,
-    /// Places in `rules`, ascending: those that take only these exact hosts.
-    by_host: FxHashMap<Box<[u8]>, Vec<u32>>,
-    /// Those that take only these exact paths.
-    by_path: FxHashMap<Box<[u8]>, Vec<u32>>,
-    /// All others.
+    by_host: Index,
+    by_path: Index,
+    /// Places in `rules` of all others, ascending.
     other: Vec<u32>,
 }
 
 impl Group {
     /// Prepares rules, given in the order of their ids.
     pub fn new<'a>(action: PolicyAction, rules: impl Iterator<Item = (RuleRef, &'a ir::PolicyRule)>) -> Self {
-        let mut group = Self::default();
-        for (name, rule) in rules {
-            let at = group.rules.len() as u32;
-            let rule = match Rule::new(rule) {
-                Ok(rule) => rule,
-                // Fails closed.
-                Err(Invalid) if action == PolicyAction::Allow => continue,
-                Err(Invalid) => Rule::default(),
-            };
-            let (index, keys) = if let Some(hosts) = rule.only(|o| &o.hosts) {
-                (&mut group.by_host, hosts)
-            } else if let Some(paths) = rule.only(|o| &o.paths) {
-                (&mut group.by_path, paths)
-            } else {
-                group.other.push(at);
-                group.rules.push((name, rule));
-                continue;
-            };
-            for key in keys {
-                let places = index.entry(key).or_default();
-                if places.last() != Some(&at) {
-                    places.push(at);
-                }
-            }
-            group.rules.push((name, rule));
-        }
+        let compiled = rules.filter_map(|(name, rule)| match Rule::new(rule) {
+            Ok(rule) => Some((name, rule)),
+            // Fails closed.
+            Err(Invalid) => (action != PolicyAction::Allow).then(|| (name, Rule::default())),
+        });
+        let mut group = Self { rules: compiled.collect(), ..Self::default() };
+        (group.by_host, group.by_path, group.other) = index(&group.rules);
         group
     }
 
@@ -84,22 +64,87 @@ impl Group {
         if self.rules.is_empty() {
             return None;
         }
-        let listed = |index: &'_ FxHashMap<Box<[u8]>, Vec<u32>>, key: &str| -> Option<u32> {
-            if index.is_empty() {
-                return None;
-            }
-            self.first_of(index.get(key.as_bytes())?, facts)
-        };
-        let first = [
-            listed(&self.by_host, &facts.head.authority),
-            listed(&self.by_path, facts.head.path()),
-            self.first_of(&self.other, facts),
-        ];
-        first.into_iter().flatten().min().map(|at| self.rules[at as usize].0)
+        let by_host = self.by_host.find(facts.head.authority.as_bytes());
+        let by_path = self.by_path.find(facts.head.path().as_bytes());
+        let lists = by_host.chain(by_path).chain([&*self.other]);
+        let first = lists.filter_map(|places| self.first_of(places, facts)).min()?;
+        Some(self.rules[first as usize].0)
     }
 
     fn first_of(&self, places: &[u32], facts: &Facts) -> Option<u32> {
         places.iter().copied().find(|at| self.rules[*at as usize].1.matches(facts))
+    }
+}
+
+/// Where each rule is found: by a host, by a path, or always.
+fn index(rules: &[(RuleRef, Rule)]) -> (Index, Index, Vec<u32>) {
+    let needed = |field: fn(&Operation) -> &Vec<Text>| -> Vec<Option<Vec<&Text>>> {
+        rules.iter().map(|(_, rule)| rule.needs(field)).collect()
+    };
+    let (hosts, paths) = (needed(|o| &o.hosts), needed(|o| &o.paths));
+    let (shared_hosts, shared_paths) = (sharing(&hosts), sharing(&paths));
+    let (mut by_host, mut by_path, mut other) = (Index::default(), Index::default(), Vec::new());
+    for (at, (hosts, paths)) in hosts.iter().zip(&paths).enumerate() {
+        let at = at as u32;
+        match (hosts, paths) {
+            (Some(hosts), Some(paths)) if shared_hosts(hosts) < shared_paths(paths) => {
+                by_host.insert(hosts, at);
+            }
+            (_, Some(paths)) => by_path.insert(paths, at),
+            (Some(hosts), None) => by_host.insert(hosts, at),
+            (None, None) => other.push(at),
+        }
+    }
+    (by_host, by_path, other)
+}
+
+/// How many rules need the texts that one rule needs.
+fn sharing<'a>(needed: &[Option<Vec<&'a Text>>]) -> impl Fn(&[&'a Text]) -> usize + use<'a> {
+    let mut rules: FxHashMap<&[u8], usize> = FxHashMap::default();
+    for text in needed.iter().flatten().flatten() {
+        *rules.entry(text.literal()).or_default() += 1;
+    }
+    move |texts| texts.iter().map(|text| rules[text.literal()]).sum()
+}
+
+/// Places of rules, ascending, by a text of which they need one.
+#[derive(Debug, Default)]
+struct Index {
+    exact: FxHashMap<Box<[u8]>, Vec<u32>>,
+    prefix: FxHashMap<Box<[u8]>, Vec<u32>>,
+    suffix: FxHashMap<Box<[u8]>, Vec<u32>>,
+    /// The lengths that occur in `prefix` and `suffix`, ascending.
+    prefix_lengths: Vec<usize>,
+    suffix_lengths: Vec<usize>,
+}
+
+impl Index {
+    fn insert(&mut self, texts: &[&Text], at: u32) {
+        for text in texts {
+            let (map, lengths) = match text {
+                Text::Prefix(_) => (&mut self.prefix, Some(&mut self.prefix_lengths)),
+                Text::Suffix(_) => (&mut self.suffix, Some(&mut self.suffix_lengths)),
+                _ => (&mut self.exact, None),
+            };
+            let places = map.entry(text.literal().into()).or_default();
+            if places.last() != Some(&at) {
+                places.push(at);
+            }
+            if let Some(lengths) = lengths
+                && let Err(place) = lengths.binary_search(&text.literal().len())
+            {
+                lengths.insert(place, text.literal().len());
+            }
+        }
+    }
+
+    /// The lists of all texts that fit a value.
+    fn find<'a>(&'a self, value: &'a [u8]) -> impl Iterator<Item = &'a [u32]> {
+        let fitting = |lengths: &'a [usize]| lengths.iter().copied().take_while(|len| *len <= value.len());
+        let prefixes = fitting(&self.prefix_lengths).filter_map(|len| self.prefix.get(&value[..len]));
+        let suffixes =
+            fitting(&self.suffix_lengths).filter_map(|len| self.suffix.get(&value[value.len() - len..]));
+        self.exact.get(value).into_iter().chain(prefixes).chain(suffixes).map(Vec::as_slice)
     }
 }
 
@@ -126,20 +171,12 @@ impl Rule {
             && self.when.iter().all(|c| c.matches(facts))
     }
 
-    /// All values of a field, if the rule can match nothing else.
-    fn only(&self, field: impl Fn(&Operation) -> &Vec<Text>) -> Option<Vec<Box<[u8]>>> {
-        let mut values = Vec::new();
-        for operation in &self.to {
-            let texts = field(operation);
-            if texts.is_empty() {
-                return None;
-            }
-            for text in texts {
-                let Text::Exact(value) = text else { return None };
-                values.push(value.clone());
-            }
-        }
-        (!values.is_empty()).then_some(values)
+    /// The texts of a field without one of which the rule cannot match; `None` if it can.
+    fn needs(&self, field: fn(&Operation) -> &Vec<Text>) -> Option<Vec<&Text>> {
+        let indexable = |text: &Text| matches!(text, Text::Exact(_) | Text::Prefix(_) | Text::Suffix(_));
+        let needed = |texts: &[Text]| !texts.is_empty() && texts.iter().all(indexable);
+        let all = !self.to.is_empty() && self.to.iter().all(|operation| needed(field(operation)));
+        all.then(|| self.to.iter().flat_map(field).collect())
     }
 }
 

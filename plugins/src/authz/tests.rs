@@ -259,8 +259,8 @@ fn some_patterns(of: &'static [&'static str]) -> impl Strategy<Value = Vec<Strin
 }
 
 fn operation() -> impl Strategy<Value = PolicyOperation> {
-    let hosts = || some_patterns(&["a", "b", "c", "*c", "d*"]);
-    let paths = || some_patterns(&["/a", "/b", "/c", "/c*", "/{*}"]);
+    let hosts = || some_patterns(&["a", "b", "c", "*c", "d*", "*"]);
+    let paths = || some_patterns(&["/a", "/b", "/c", "/c*", "/x*", "*/y", "*c", "/{*}"]);
     (hosts(), paths(), hosts(), some_patterns(&["GET", "POST"])).prop_map(
         |(hosts, paths, not_hosts, methods)| PolicyOperation {
             hosts,

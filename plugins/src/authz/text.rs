@@ -52,6 +52,14 @@ impl Text {
         Ok(text)
     }
 
+    /// The text in the pattern, if that is all there is to it.
+    pub fn literal(&self) -> &[u8] {
+        match self {
+            Self::Exact(s) | Self::Prefix(s) | Self::Suffix(s) => s,
+            Self::Present | Self::Template(_) => &[],
+        }
+    }
+
     /// Whether a value that is there fits.
     pub fn matches(&self, value: &[u8], star: Star) -> bool {
         match self {
