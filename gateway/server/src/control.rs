@@ -288,7 +288,8 @@ impl Control {
             return;
         }
         let touched = touched.unwrap_or(Touched::Routes(Vec::new()));
-        let snapshot = Arc::new(Snapshot::compile(Some(&before.snapshot), config, &touched, self.generation + 1));
+        let snapshot =
+            Arc::new(Snapshot::compile(Some(&before.snapshot), config, &touched, self.generation + 1));
         self.keep_rejections(&before.snapshot, &snapshot);
         self.tls.reconcile(&snapshot);
         let published = Published {
@@ -301,7 +302,12 @@ impl Control {
         self.generation += 1;
         self.loaded = SystemTime::now();
         let routes = snapshot.config.routes.len();
-        tracing::info!(generation = self.generation, routes, pools = snapshot.config.pools.len(), "configuration published");
+        tracing::info!(
+            generation = self.generation,
+            routes,
+            pools = snapshot.config.pools.len(),
+            "configuration published"
+        );
         self.checks.reconcile(&snapshot);
         self.sockets.reconcile(snapshot.addresses().map(|table| table.address));
         self.report();
@@ -327,7 +333,8 @@ impl Control {
     fn report(&mut self) {
         let published = self.shared.published.load_full();
         let documents = self.source_diagnostics.iter().chain(&self.document_diagnostics);
-        let from_documents = documents.clone().map(|diagnostic| (diagnostic.severity, diagnostic.to_string()));
+        let from_documents =
+            documents.clone().map(|diagnostic| (diagnostic.severity, diagnostic.to_string()));
         let rejections = self.rejections.values().flatten();
         let from_compile = rejections.clone().map(|Rejection { object, field, message }| {
             (Severity::Error, format!("error: {object}: {field}: {message}"))
@@ -357,9 +364,14 @@ impl Control {
         for listener in snapshot.listeners() {
             let key = &listener.ir.key;
             let tls = self.tls.error(key).map(|why| ("Invalid", why.to_owned()));
-            let unbound = |address: &SocketAddr| self.sockets.state(*address).err().map(|why| ("Pending", why));
-            let Some((reason, why)) = tls.or_else(|| listener.ir.addresses.iter().find_map(unbound)) else { continue };
-            let gateway = |s: &&mut ObjectStatus| s.kind == "Gateway" && *s.namespace == *key.namespace && *s.name == *key.gateway;
+            let unbound =
+                |address: &SocketAddr| self.sockets.state(*address).err().map(|why| ("Pending", why));
+            let Some((reason, why)) = tls.or_else(|| listener.ir.addresses.iter().find_map(unbound)) else {
+                continue;
+            };
+            let gateway = |s: &&mut ObjectStatus| {
+                s.kind == "Gateway" && *s.namespace == *key.namespace && *s.name == *key.gateway
+            };
             let conditions = statuses.iter_mut().filter(gateway).flat_map(|status| &mut status.conditions);
             for condition in conditions.filter(|c| *c.part == *key.name && c.kind == "Programmed") {
                 condition.status = false;
@@ -376,7 +388,9 @@ impl Control {
         }
         match self.sockets.handles() {
             Ok(handles) => drop(reply.send(handles)),
-            Err(error) => tracing::error!(%error, "cannot duplicate the listening sockets for the next process"),
+            Err(error) => {
+                tracing::error!(%error, "cannot duplicate the listening sockets for the next process");
+            }
         }
     }
 
@@ -405,15 +419,19 @@ fn merge(a: Option<Touched>, b: Touched) -> Touched {
 
 /// One authorizer per listener; those whose policies are the very same objects are kept.
 fn authorizers(snapshot: &Snapshot, before: &Published) -> HashMap<ListenerKey, Arc<Authorizer>> {
-    let old: HashMap<_, _> = before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
-    let same = |a: &[Arc<Policy>], b: &[Arc<Policy>]| a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b));
+    let old: HashMap<_, _> =
+        before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
+    let same = |a: &[Arc<Policy>], b: &[Arc<Policy>]| {
+        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
+    };
     snapshot
         .listeners()
         .map(|listener| {
             let key = &listener.ir.key;
             let unchanged = old.get(key).is_some_and(|policies| same(policies, &listener.policies));
             let kept = before.authorizers.get(key).filter(|_| unchanged);
-            let authorizer = kept.map_or_else(|| Arc::new(Authorizer::compile(&listener.policies)), Arc::clone);
+            let authorizer =
+                kept.map_or_else(|| Arc::new(Authorizer::compile(&listener.policies)), Arc::clone);
             (key.clone(), authorizer)
         })
         .collect()

@@ -77,7 +77,13 @@ impl Checks {
         self.running.is_empty()
     }
 
-    fn ensure(&mut self, key: &(PoolKey, SocketAddr), state: &Arc<EndpointState>, settings: &Arc<HealthCheck>, protocol: Protocol) {
+    fn ensure(
+        &mut self,
+        key: &(PoolKey, SocketAddr),
+        state: &Arc<EndpointState>,
+        settings: &Arc<HealthCheck>,
+        protocol: Protocol,
+    ) {
         if let Some(check) = self.running.get(key) {
             if check.settings == *settings && check.protocol == protocol && Arc::ptr_eq(&check.state, state) {
                 return;

@@ -156,7 +156,7 @@ async fn received(signal: &mut Option<Signal>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// The one service of the process.
@@ -166,7 +166,12 @@ struct Gateway {
 
 #[async_trait]
 impl Service for Gateway {
-    async fn start_service(&mut self, _fds: Option<ListenFds>, _shutdown: ShutdownWatch, _listeners_per_fd: usize) {
+    async fn start_service(
+        &mut self,
+        _fds: Option<ListenFds>,
+        _shutdown: ShutdownWatch,
+        _listeners_per_fd: usize,
+    ) {
         let Some(start) = self.start.take() else { return };
         let end = Arc::clone(&start.end);
         let how = match start.run().await {
@@ -238,7 +243,8 @@ impl Start {
         }
         // From here on a failure must not end the process: nobody else serves any more.
         let _pid_file = options.pid_file.as_deref().and_then(|path| logged(PidFile::write(path)));
-        let upgrade_socket = options.upgrade_socket.as_deref().and_then(|path| logged(UpgradeSocket::bind(path)));
+        let upgrade_socket =
+            options.upgrade_socket.as_deref().and_then(|path| logged(UpgradeSocket::bind(path)));
         tokio::spawn(reopen_on_usr1(Arc::clone(&shared)));
         tracing::info!(workers = workers.len(), pid = std::process::id(), "fieldgate serves");
 
@@ -268,7 +274,9 @@ fn take_over(options: &RunOptions) -> Result<Option<Takeover>, String> {
         return Ok(None);
     }
     let Some(path) = &options.upgrade_socket else {
-        return Err("--upgrade needs --upgrade-socket, with the path that the serving process was given".to_owned());
+        return Err(
+            "--upgrade needs --upgrade-socket, with the path that the serving process was given".to_owned()
+        );
     };
     Takeover::request(path).map(Some)
 }
@@ -323,10 +331,13 @@ async fn serve_admin(
     state: Arc<AdminState>,
 ) -> Result<Admin, String> {
     let Some(address) = options.admin else { return Ok((None, None)) };
-    let failed = |error: std::io::Error| format!("the admin server cannot listen on {address} (--admin): {error}");
+    let failed =
+        |error: std::io::Error| format!("the admin server cannot listen on {address} (--admin): {error}");
     // A socket bound to another address than the one that is asked for now is of no use.
     let usable = |socket: &std::net::TcpListener| {
-        socket.local_addr().is_ok_and(|bound| bound == address || (address.port() == 0 && bound.ip() == address.ip()))
+        socket
+            .local_addr()
+            .is_ok_and(|bound| bound == address || (address.port() == 0 && bound.ip() == address.ip()))
     };
     let listener = match inherited.filter(usable) {
         Some(socket) => TcpListener::from_std(socket),
@@ -342,7 +353,11 @@ async fn serve_admin(
 }
 
 /// Ends once the next process has taken over.
-async fn handed_over(socket: Option<UpgradeSocket>, admin: Option<std::net::TcpListener>, control: &ControlHandle) {
+async fn handed_over(
+    socket: Option<UpgradeSocket>,
+    admin: Option<std::net::TcpListener>,
+    control: &ControlHandle,
+) {
     match socket {
         Some(socket) => socket.serve(control, admin.as_ref()).await,
         None => std::future::pending().await,

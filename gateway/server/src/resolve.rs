@@ -55,7 +55,11 @@ impl Resolver {
         Self::new(lookup.ok(), SHORTEST_REFRESH, report)
     }
 
-    fn new(lookup: Option<TokioResolver>, shortest: Duration, report: impl Fn(Resolved) + Send + Sync + 'static) -> Self {
+    fn new(
+        lookup: Option<TokioResolver>,
+        shortest: Duration,
+        report: impl Fn(Resolved) + Send + Sync + 'static,
+    ) -> Self {
         Self { lookup, report: Arc::new(report), shortest, watched: HashMap::new() }
     }
 
@@ -84,7 +88,13 @@ impl Resolver {
 
     fn watch(&self, host: Arc<str>, refresh: Duration) -> AbortHandle {
         let (lookup, report) = (self.lookup.clone(), Arc::clone(&self.report));
-        let watch = Watch { host, lookup, shortest: self.shortest, longest: refresh.max(self.shortest), last: Vec::new() };
+        let watch = Watch {
+            host,
+            lookup,
+            shortest: self.shortest,
+            longest: refresh.max(self.shortest),
+            last: Vec::new(),
+        };
         tokio::spawn(watch.run(report)).abort_handle()
     }
 }
@@ -233,7 +243,8 @@ mod tests {
         let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         configure(builder.options_mut());
         let (sender, receiver) = mpsc::unbounded_channel();
-        let resolver = Resolver::new(Some(builder.build().unwrap()), TICK, move |answer| drop(sender.send(answer)));
+        let resolver =
+            Resolver::new(Some(builder.build().unwrap()), TICK, move |answer| drop(sender.send(answer)));
         (resolver, receiver)
     }
 
@@ -243,7 +254,10 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_is_reported_when_it_changes_and_kept_when_the_server_fails() {
-        let answer = Arc::new(Mutex::new(Answer::Addresses(vec![Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(10, 0, 0, 1)])));
+        let answer = Arc::new(Mutex::new(Answer::Addresses(vec![
+            Ipv4Addr::new(10, 0, 0, 2),
+            Ipv4Addr::new(10, 0, 0, 1),
+        ])));
         let (asked, mut questions) = mpsc::unbounded_channel();
         let (mut resolver, mut answers) = resolver(name_server(Arc::clone(&answer), asked).await);
         resolver.reconcile(&[name("vm.example."), name("vm.example.")]);
@@ -276,7 +290,12 @@ mod tests {
     async fn what_needs_no_question_is_answered_without_a_server() {
         let (sender, mut answers) = mpsc::unbounded_channel();
         let mut resolver = Resolver::new(None, TICK, move |answer| drop(sender.send(answer)));
-        for (host, address) in [("localhost", "127.0.0.1"), ("LOCALHOST.", "127.0.0.1"), ("192.0.2.7", "192.0.2.7"), ("2001:db8::1", "2001:db8::1")] {
+        for (host, address) in [
+            ("localhost", "127.0.0.1"),
+            ("LOCALHOST.", "127.0.0.1"),
+            ("192.0.2.7", "192.0.2.7"),
+            ("2001:db8::1", "2001:db8::1"),
+        ] {
             resolver.reconcile(&[name(host)]);
             let expected = Resolved { host: host.into(), addresses: vec![address.parse().unwrap()] };
             assert_eq!(answers.recv().await, Some(expected));

@@ -152,7 +152,10 @@ mod tests {
         assert!(dns.unanswered(&config));
         answer(&mut dns, "b.example", &["10.0.0.2", "2001:db8::1"]);
         assert!(!dns.unanswered(&config));
-        assert_eq!(addresses(&dns.fill(&config)), ["10.0.0.1:8080*2", "10.0.0.2:8080*2", "[2001:db8::1]:8080*2"]);
+        assert_eq!(
+            addresses(&dns.fill(&config)),
+            ["10.0.0.1:8080*2", "10.0.0.2:8080*2", "[2001:db8::1]:8080*2"]
+        );
     }
 
     #[test]

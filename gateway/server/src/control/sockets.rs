@@ -67,7 +67,8 @@ impl Sockets {
             return;
         }
         self.wanted = wanted.into_iter().collect();
-        let gone: Vec<_> = self.bound.keys().filter(|address| !self.wanted.contains(address)).copied().collect();
+        let gone: Vec<_> =
+            self.bound.keys().filter(|address| !self.wanted.contains(address)).copied().collect();
         // First, as `[::]:80` and `0.0.0.0:80` may replace each other.
         for address in gone {
             tracing::info!(%address, "no longer listening");
@@ -117,12 +118,14 @@ impl Sockets {
 
     /// Handles to all sockets, for the next process.
     pub fn handles(&self) -> io::Result<Vec<(SocketAddr, TcpListener)>> {
-        let all = self.bound.iter().flat_map(|(address, held)| held.iter().map(|held| (*address, &held.handle)));
+        let all =
+            self.bound.iter().flat_map(|(address, held)| held.iter().map(|held| (*address, &held.handle)));
         all.map(|(address, handle)| Ok((address, handle.try_clone()?))).collect()
     }
 
     fn bind_missing(&mut self) {
-        let missing: Vec<_> = self.wanted.iter().filter(|address| !self.bound.contains_key(address)).copied().collect();
+        let missing: Vec<_> =
+            self.wanted.iter().filter(|address| !self.bound.contains_key(address)).copied().collect();
         for address in missing {
             match self.sockets_for(address).and_then(|sockets| self.listen(address, sockets)) {
                 Ok(()) => {
@@ -193,7 +196,10 @@ mod tests {
             let told = Arc::clone(&told);
             Box::new(move |worker, command| match command {
                 Command::Listen { id, address, socket } => {
-                    assert!(told.lock().unwrap().insert(id, (worker, address, socket)).is_none(), "id {id} given twice");
+                    assert!(
+                        told.lock().unwrap().insert(id, (worker, address, socket)).is_none(),
+                        "id {id} given twice"
+                    );
                 }
                 Command::Unlisten { id } => {
                     assert_eq!(told.lock().unwrap().remove(&id).map(|(w, ..)| w), Some(worker));
@@ -252,7 +258,8 @@ mod tests {
     #[test]
     fn inherited_sockets_are_all_used_and_workers_without_one_get_a_new_one() {
         let address = free_address();
-        let inherit = |n| bind_reuseport(address, n).unwrap().into_iter().map(|s| (address, s)).collect::<Vec<_>>();
+        let inherit =
+            |n| bind_reuseport(address, n).unwrap().into_iter().map(|s| (address, s)).collect::<Vec<_>>();
         let (mut fewer_workers, told) = sockets(2, inherit(3));
         fewer_workers.reconcile([address]);
         assert_eq!(workers_of(&told), [0, 0, 1]);

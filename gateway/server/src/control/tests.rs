@@ -1,6 +1,7 @@
 //! The control task as a whole: texts in, snapshots and commands out, with real sockets and no workers.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -59,7 +60,13 @@ impl Rig {
             let control = control.clone();
             Resolver::system(move |resolved| control.send(Event::Resolved(resolved)))
         };
-        let task = Control::new(Parts { shared: Arc::clone(&shared), workers: 2, tell, inherited: vec![], resolver });
+        let task = Control::new(Parts {
+            shared: Arc::clone(&shared),
+            workers: 2,
+            tell,
+            inherited: vec![],
+            resolver,
+        });
         let rig = Self {
             control,
             shared,
@@ -95,8 +102,10 @@ fn free_port() -> u16 {
 }
 
 fn gateway(ports: &[u16]) -> String {
-    let listeners: String =
-        ports.iter().map(|port| format!("  - {{name: web-{port}, protocol: HTTP, port: {port}}}\n")).collect();
+    let mut listeners = String::new();
+    for port in ports {
+        writeln!(listeners, "  - {{name: web-{port}, protocol: HTTP, port: {port}}}").unwrap();
+    }
     format!(
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: edge}}\nspec:\n  \
          gatewayClassName: fieldgate\n  addresses: [{{type: IPAddress, value: 127.0.0.1}}]\n  listeners:\n{listeners}"
@@ -190,10 +199,15 @@ async fn an_address_in_use_makes_its_listener_unprogrammed_and_no_other() {
 #[tokio::test]
 async fn a_pool_of_names_is_published_with_its_addresses_at_once() {
     let mut rig = Rig::start();
-    rig.file("all.yaml", &[gateway(&[free_port()]), route("1"), pool("dns: {name: localhost, port: 8080}")].join("---\n"));
+    rig.file(
+        "all.yaml",
+        &[gateway(&[free_port()]), route("1"), pool("dns: {name: localhost, port: 8080}")].join("---\n"),
+    );
     let snapshot = rig.generation(1).await;
     let resolved = snapshot.config.pools.values().any(|pool| match &pool.endpoints {
-        Endpoints::Static(endpoints) => endpoints.iter().any(|e| e.address == (Ipv4Addr::LOCALHOST, 8080).into()),
+        Endpoints::Static(endpoints) => {
+            endpoints.iter().any(|e| e.address == (Ipv4Addr::LOCALHOST, 8080).into())
+        }
         Endpoints::Dns(_) => false,
     });
     assert!(resolved, "{:?}", snapshot.config.pools);

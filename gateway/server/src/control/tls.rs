@@ -14,7 +14,7 @@ use fieldgate_wire::tls::{Certificate, ServerTls, SniResolver, TicketKeys, TlsVe
 use rustls::ServerConfig;
 
 /// A ticket is good for two to three of these.
-const TICKET_PERIOD: Duration = Duration::from_secs(12 * 3600);
+const TICKET_PERIOD: Duration = Duration::from_hours(12);
 /// Best first.
 const PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
 
@@ -85,7 +85,8 @@ impl Configs {
     /// Why a listener has no certificate that it could show, if that is so.
     pub fn error(&self, listener: &ListenerKey) -> Option<&str> {
         let findings = self.built.values().flat_map(|built| &built.findings);
-        let mut errors = findings.filter(|finding| finding.listener == *listener && finding.severity == Severity::Error);
+        let mut errors =
+            findings.filter(|finding| finding.listener == *listener && finding.severity == Severity::Error);
         errors.next().map(|finding| finding.message.as_str())
     }
 
@@ -115,7 +116,8 @@ impl Configs {
 
     fn configure(&self, resolver: SniResolver, from: &[Input]) -> Served {
         // The handshake's version is settled before the listener is known, so the strictest one decides for its address.
-        let min = if from.iter().any(|input| input.tls.min_tls13) { TlsVersion::Tls13 } else { TlsVersion::Tls12 };
+        let min =
+            if from.iter().any(|input| input.tls.min_tls13) { TlsVersion::Tls13 } else { TlsVersion::Tls12 };
         ServerTls::new(resolver)
             .alpn(PROTOCOLS)
             .versions(min, TlsVersion::Tls13)
@@ -137,7 +139,8 @@ fn inputs(table: &AddressTable) -> Vec<Input> {
 }
 
 fn certificates(input: &Input, findings: &mut Vec<Finding>) -> Vec<Arc<Certificate>> {
-    let mut found = |severity, message| findings.push(Finding { listener: input.listener.clone(), severity, message });
+    let mut found =
+        |severity, message| findings.push(Finding { listener: input.listener.clone(), severity, message });
     let mut usable = Vec::new();
     for ir::Certificate { origin, chain_pem, key_pem } in input.tls.certificates.iter().map(AsRef::as_ref) {
         match Certificate::from_pem(chain_pem, key_pem) {
@@ -174,7 +177,11 @@ mod tests {
     }
 
     fn broken() -> Arc<ir::Certificate> {
-        Arc::new(ir::Certificate { origin: "Secret default/broken".into(), chain_pem: [].into(), key_pem: [].into() })
+        Arc::new(ir::Certificate {
+            origin: "Secret default/broken".into(),
+            chain_pem: [].into(),
+            key_pem: [].into(),
+        })
     }
 
     fn listener(name: &str, certificates: Vec<Arc<ir::Certificate>>) -> Arc<Listener> {
@@ -196,11 +203,17 @@ mod tests {
     #[test]
     fn a_bad_certificate_spoils_its_listener_only() {
         let mut configs = Configs::default();
-        configs.reconcile(&snapshot(vec![listener("a", vec![certificate("a.example")]), listener("b", vec![broken()])]));
+        configs.reconcile(&snapshot(vec![
+            listener("a", vec![certificate("a.example")]),
+            listener("b", vec![broken()]),
+        ]));
         assert!(configs.by_address()[&ADDRESS.parse().unwrap()].is_ok());
         let findings: Vec<_> = configs.findings().collect();
         assert_eq!(findings.len(), 1, "{findings:?}");
-        assert!(findings[0].1.starts_with("error: listener default/edge/b: Secret default/broken: "), "{findings:?}");
+        assert!(
+            findings[0].1.starts_with("error: listener default/edge/b: Secret default/broken: "),
+            "{findings:?}"
+        );
 
         configs.reconcile(&snapshot(vec![listener("b", vec![broken()])]));
         assert!(configs.by_address()[&ADDRESS.parse().unwrap()].is_err());

@@ -44,7 +44,8 @@ pub struct UpgradeSocket {
 impl UpgradeSocket {
     /// Binds the path, in place of whoever listened there before.
     pub fn bind(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot listen on the upgrade socket {}: {error}", path.display());
+        let failed =
+            |error: io::Error| format!("cannot listen on the upgrade socket {}: {error}", path.display());
         // Under another name first: the path always names a socket on which somebody listens.
         let mut own = path.as_os_str().to_owned();
         own.push(format!(".{}", std::process::id()));
@@ -88,7 +89,9 @@ impl UpgradeSocket {
         let mut greeting = [0; GREETING.len()];
         tokio::time::timeout(STEP, stream.read_exact(&mut greeting)).await??;
         if greeting != GREETING {
-            return Err(io::Error::other("whoever connected to the upgrade socket speaks another version of its protocol"));
+            return Err(io::Error::other(
+                "whoever connected to the upgrade socket speaks another version of its protocol",
+            ));
         }
         let Some(sockets) = control.sockets().await else {
             return Err(io::Error::other("there are no sockets to hand over any more: this process drains"));
@@ -98,7 +101,11 @@ impl UpgradeSocket {
         let blocking = stream.into_std()?;
         let sent = tokio::task::spawn_blocking(move || send(blocking, sockets, admin)).await;
         let mut stream = tokio::net::UnixStream::from_std(sent.map_err(io::Error::other)??)?;
-        tracing::info!(pid = peer.pid(), sockets = count, "the next process has the listening sockets; waiting until it serves");
+        tracing::info!(
+            pid = peer.pid(),
+            sockets = count,
+            "the next process has the listening sockets; waiting until it serves"
+        );
         // Without a limit: it may have a hundred thousand routes to read. If it ends, this read does.
         match stream.read_u8().await {
             Ok(READY) => {
@@ -146,7 +153,9 @@ pub struct Takeover {
 impl Takeover {
     /// Asks the serving process for its sockets.
     pub fn request(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot take over from the serving process at {}: {error}", path.display());
+        let failed = |error: io::Error| {
+            format!("cannot take over from the serving process at {}: {error}", path.display())
+        };
         let stream = UnixStream::connect(path).map_err(|error| {
             format!(
                 "cannot connect to the upgrade socket {}: {error}; is a process serving that was started with this \
@@ -162,7 +171,10 @@ impl Takeover {
         for (name, socket) in received {
             takeover.keep(&name, socket).map_err(failed)?;
         }
-        tracing::info!(sockets = takeover.sockets.len(), "listening sockets received from the serving process");
+        tracing::info!(
+            sockets = takeover.sockets.len(),
+            "listening sockets received from the serving process"
+        );
         Ok(takeover)
     }
 
@@ -191,7 +203,9 @@ impl Takeover {
             return Ok(());
         }
         let address = name.split('#').next().and_then(|address| address.parse::<SocketAddr>().ok());
-        let address = address.ok_or_else(|| io::Error::other(format!("a socket with the name {name:?}, which is no address")))?;
+        let address = address.ok_or_else(|| {
+            io::Error::other(format!("a socket with the name {name:?}, which is no address"))
+        })?;
         self.sockets.push((address, socket));
         Ok(())
     }
@@ -213,7 +227,8 @@ mod tests {
             while let Some(event) = events.recv().await {
                 let Event::HandOver(reply) = event else { panic!("only sockets are asked for") };
                 if let Some(sockets) = &sockets {
-                    let handles = sockets.iter().map(|(address, socket)| (*address, socket.try_clone().unwrap()));
+                    let handles =
+                        sockets.iter().map(|(address, socket)| (*address, socket.try_clone().unwrap()));
                     let _ = reply.send(handles.collect());
                 }
             }
@@ -250,9 +265,14 @@ mod tests {
         assert_eq!(takeover.take_admin().unwrap().local_addr().unwrap(), admin_address);
         let taken = takeover.take_sockets();
         assert_eq!(taken.len(), 40);
-        assert!(taken.iter().all(|(name, socket)| *name == address && socket.local_addr().unwrap() == address));
+        assert!(
+            taken.iter().all(|(name, socket)| *name == address && socket.local_addr().unwrap() == address)
+        );
         let accepted: Vec<_> = taken.iter().filter_map(|(_, socket)| socket.accept().ok()).collect();
-        assert_eq!(accepted.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(), [waiting.local_addr().unwrap()]);
+        assert_eq!(
+            accepted.iter().map(|(_, peer)| *peer).collect::<Vec<_>>(),
+            [waiting.local_addr().unwrap()]
+        );
 
         assert!(!serving.is_finished());
         tokio::task::spawn_blocking(|| takeover.acknowledge()).await.unwrap().unwrap();

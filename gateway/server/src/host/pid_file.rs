@@ -12,7 +12,8 @@ impl PidFile {
     /// Writes the id of this process.
     pub fn write(path: &Path) -> Result<Self, String> {
         let text = format!("{}\n", std::process::id());
-        std::fs::write(path, &text).map_err(|error| format!("cannot write the pid file {}: {error}", path.display()))?;
+        std::fs::write(path, &text)
+            .map_err(|error| format!("cannot write the pid file {}: {error}", path.display()))?;
         Ok(Self { path: path.to_owned(), text })
     }
 }
