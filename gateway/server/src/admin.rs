@@ -213,7 +213,8 @@ fn is_draining(state: &AdminState) -> bool {
 
 fn help() -> String {
     let width = PATHS.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
-    PATHS.iter().map(|(path, what)| format!("  {path:width$}  {what}\n")).collect()
+    let lines: Vec<_> = PATHS.iter().map(|(path, what)| format!("  {path:width$}  {what}")).collect();
+    lines.join("\n") + "\n"
 }
 
 fn json(value: &Value) -> Answer {

@@ -54,7 +54,7 @@ pub fn main() -> ExitCode {
 
 /// `45s`, `500ms`, `2m`, `1h`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.bytes().take_while(|b| b.is_ascii_digit()).count();
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let milliseconds = match unit {
         "ms" => 1,

@@ -35,7 +35,7 @@ fn listener(listener: &Listener) -> Value {
 
 fn route(route: &Route) -> Value {
     let attachments = route.attachments.iter().map(|attachment| {
-        let hosts = attachment.hostnames.iter().map(host).collect::<Vec<_>>();
+        let hosts = attachment.hostnames.iter().map(|h| host(h.as_ref())).collect::<Vec<_>>();
         json!({"listener": attachment.listener.to_string(), "hostnames": hosts})
     });
     json!({
@@ -45,8 +45,8 @@ fn route(route: &Route) -> Value {
     })
 }
 
-fn host(hostname: &Option<Hostname>) -> String {
-    hostname.as_ref().map_or_else(|| "*".to_owned(), ToString::to_string)
+fn host(hostname: Option<&Hostname>) -> String {
+    hostname.map_or_else(|| "*".to_owned(), ToString::to_string)
 }
 
 fn rule(rule: &Rule) -> Value {

@@ -104,8 +104,13 @@ pub(super) fn listeners(state: &AdminState) -> Value {
 /// `/listeners`: `name::address`, as Envoy.
 pub(super) fn listeners_text(state: &AdminState) -> String {
     let view = state.view.load();
-    let rows = view.listeners.iter().flat_map(|l| l.listeners.iter().map(|name| (name, l.address)));
-    rows.map(|(name, address)| format!("{name}::{address}\n")).collect()
+    let mut out = String::new();
+    for listener in &view.listeners {
+        for name in &listener.listeners {
+            let _ = writeln!(out, "{name}::{}", listener.address);
+        }
+    }
+    out
 }
 
 /// `/ready`, when it is not.

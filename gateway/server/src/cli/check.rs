@@ -131,6 +131,7 @@ fn status_rows(statuses: &[ObjectStatus]) -> Vec<Vec<String>> {
     let mut rows = vec![["OBJECT", "PART", "CONDITIONS"].map(str::to_owned).to_vec()];
     for status in statuses {
         let mut parts: Vec<&str> = status.conditions.iter().map(|c| c.part.as_str()).collect();
+        parts.sort_unstable();
         parts.dedup();
         for (index, part) in parts.iter().enumerate() {
             let object = match index {

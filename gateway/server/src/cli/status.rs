@@ -57,12 +57,30 @@ fn text(status: &Value, splits: &Value, pools: &Value) -> String {
         out.push_str(&format!("\nrefused: {}: {}: {}\n", field("object"), field("field"), field("message")));
     }
     for d in list(&status["diagnostics"]) {
-        let at = &d["location"];
-        let place = format!("{}:{}:{}", string(&at["file"]), at["line"], at["column"]);
-        out.push_str(&format!("\n{}: {place}: {}\n", string(&d["severity"]), string(&d["message"])));
-        if let Some(hint) = d["hint"].as_str() {
-            out.push_str(&format!("  hint: {hint}\n"));
-        }
+        out.push_str(&diagnostic(d));
+    }
+    out
+}
+
+/// As the log has it, without the line of the file.
+fn diagnostic(d: &Value) -> String {
+    let at = &d["location"];
+    let place = format!("{}:{}:{}", string(&at["file"]), at["line"], at["column"]);
+    let mut out = format!("\n{}: {place}: ", string(&d["severity"]));
+    let object = &d["object"];
+    if object.is_object() {
+        let part = |name: &str| string(&object[name]);
+        out.push_str(&format!("{} {}/{}: ", part("kind"), part("namespace"), part("name")));
+    }
+    if let Some(field) = d["field"].as_str() {
+        out.push_str(&format!("{field}: "));
+    }
+    out.push_str(&format!("{}\n", string(&d["message"])));
+    if let Some(hint) = d["hint"].as_str() {
+        out.push_str(&format!("  hint: {hint}\n"));
+    }
+    if d["last_good_in_use"] == true {
+        out.push_str("  note: the last good version of this object is still in use\n");
     }
     out
 }
@@ -99,8 +117,8 @@ pub(super) fn split_rows(splits: &Value) -> Vec<Vec<String>> {
                 name,
                 string(&b["backend"]),
                 &b["weight"].to_string(),
-                &percent(&b["desired"]),
-                &percent(&b["achieved"]),
+                &percent(b["desired"].as_f64().unwrap_or(0.0)),
+                &percent(b["achieved"].as_f64().unwrap_or(0.0)),
                 &b["requests"].to_string(),
             ]));
         }
@@ -131,15 +149,18 @@ fn section(out: &mut String, rows: Vec<Vec<String>>) {
     }
 }
 
-fn percent(ratio: &Value) -> String {
-    format!("{:.2} %", ratio.as_f64().unwrap_or(0.0) * 100.0)
+/// `12.50 %`
+pub(super) fn percent(ratio: f64) -> String {
+    format!("{:.2} %", ratio * 100.0)
 }
 
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
+/// The members of an array; none of anything else.
+pub(super) fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn string(value: &Value) -> &str {
+/// The text of a string; nothing of anything else.
+pub(super) fn string(value: &Value) -> &str {
     value.as_str().unwrap_or("")
 }
 
@@ -160,7 +181,9 @@ mod tests {
             "connections": 4, "requests_in_flight": 1, "routes": 1, "pools": 1, "policies": 0,
             "listeners": [{"address": "0.0.0.0:80", "listeners": ["a/b/c"], "error": null, "tls_error": "no certificate"}],
             "rejected": [{"object": "HTTPRoute a/b", "field": "rules[0]", "message": "bad"}],
-            "diagnostics": [{"severity": "error", "message": "m", "hint": "h", "location": {"file": "f", "line": 1, "column": 2}}],
+            "diagnostics": [{"severity": "error", "message": "m", "hint": "h", "field": "spec.x", "last_good_in_use": true,
+                "object": {"kind": "K", "namespace": "a", "name": "b"},
+                "location": {"file": "f", "line": 1, "column": 2}}],
         });
         let splits = json!([{"rule": "a/shop#0", "backends": [
             {"backend": "Pool a/vms", "weight": 90, "desired": 0.9, "achieved": 0.8999, "requests": 900}]}]);
@@ -183,8 +206,9 @@ Pool a/none  (none)
 
 refused: HTTPRoute a/b: rules[0]: bad
 
-error: f:1:2: m
+error: f:1:2: K a/b: spec.x: m
   hint: h
+  note: the last good version of this object is still in use
 ";
         assert_eq!(text(&status, &splits, &pools), expected);
     }

@@ -11,7 +11,7 @@ use ratatui::widgets::Paragraph;
 use serde_json::Value;
 
 use super::client::{get, get_json};
-use super::status::{pool_rows, split_rows, summary};
+use super::status::{list, percent, pool_rows, split_rows, string, summary};
 use super::{DEFAULT_ADMIN, duration, table};
 
 /// Show a running gateway live: request rates, errors, latency, splits, pools.
@@ -126,7 +126,7 @@ fn page(before: &Sample, now: &Sample) -> String {
     if problems > 0 {
         out.push_str(&format!("{problems} problems in the configuration; `fieldgate status` shows them\n"));
     }
-    for rows in [service_rows(before, now, seconds), split_rows(&now.splits), pool_rows(&now.pools)] {
+    for rows in [service_rows(before, now, seconds), recent_splits(before, now), pool_rows(&now.pools)] {
         if rows.len() > 1 {
             out.push('\n');
             out.push_str(&table(&rows));
@@ -154,6 +154,35 @@ fn service_rows(before: &Sample, now: &Sample, seconds: f64) -> Vec<Vec<String>>
         ]);
     }
     rows
+}
+
+/// The splits with a last column: what was achieved between the two samples, which is what follows a change of weights.
+fn recent_splits(before: &Sample, now: &Sample) -> Vec<Vec<String>> {
+    let old: BTreeMap<_, _> =
+        backends(&before.splits).map(|(rule, b)| ((rule, string(&b["backend"])), b)).collect();
+    let new: Vec<_> = backends(&now.splits)
+        .map(|(rule, b)| {
+            let since = old.get(&(rule, string(&b["backend"]))).map_or(0, |b| requests(b));
+            (rule, requests(b).saturating_sub(since))
+        })
+        .collect();
+    let mut rows = split_rows(&now.splits);
+    let recent = new.iter().map(|(rule, count)| {
+        let total: u64 = new.iter().filter(|(other, _)| other == rule).map(|(_, count)| count).sum();
+        if total == 0 { "-".to_owned() } else { percent(*count as f64 / total as f64) }
+    });
+    for (row, cell) in rows.iter_mut().zip(std::iter::once("NOW".to_owned()).chain(recent)) {
+        row.push(cell);
+    }
+    rows
+}
+
+fn backends(splits: &Value) -> impl Iterator<Item = (&str, &Value)> {
+    list(splits).flat_map(|rule| list(&rule["backends"]).map(|b| (string(&rule["rule"]), b)))
+}
+
+fn requests(backend: &Value) -> u64 {
+    backend["requests"].as_u64().unwrap_or(0)
 }
 
 /// The buckets of what came between two samples.
@@ -263,5 +292,23 @@ istio_request_duration_milliseconds_bucket{destination_service=\"a\",le=\"+Inf\"
         let page = page(&sample(now, BTreeMap::new()), &later);
         let row = page.lines().find(|line| line.starts_with("a ")).unwrap();
         assert_eq!(row.split_whitespace().collect::<Vec<_>>(), ["a", "6", "1", "1.0", ">5", "12", "2"]);
+    }
+
+    #[test]
+    fn the_split_of_the_interval_stands_beside_that_of_the_process() {
+        let split = |a: u64, b: u64| {
+            let backend = |name: &str, requests: u64| serde_json::json!({"backend": name, "weight": 1, "desired": 0.5, "achieved": 0.5, "requests": requests});
+            serde_json::json!([{"rule": "r", "backends": [backend("a", a), backend("b", b)]}])
+        };
+        let sample = |splits| Sample {
+            at: Instant::now(),
+            status: Value::Null,
+            splits,
+            pools: Value::Null,
+            services: BTreeMap::new(),
+        };
+        let rows = recent_splits(&sample(split(100, 0)), &sample(split(101, 3)));
+        let last: Vec<_> = rows.iter().filter_map(|row| row.last()).collect();
+        assert_eq!(last, ["NOW", "25.00 %", "75.00 %"]);
     }
 }

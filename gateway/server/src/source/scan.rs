@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 32;
 /// Looks at files, and remembers what it saw.
 pub(super) struct Scanner {
     roots: Vec<PathBuf>,
-    stdin: Option<Result<String, Diagnostic>>,
+    stdin: Option<Result<String, Box<Diagnostic>>>,
     seen: BTreeMap<PathBuf, Seen>,
     last_problems: Vec<Diagnostic>,
 }
@@ -42,7 +42,7 @@ struct Seen {
     stamp: Stamp,
     /// The hash of the text last reported; `None` if none ever was.
     content: Option<u64>,
-    problem: Option<Diagnostic>,
+    problem: Option<Box<Diagnostic>>,
 }
 
 /// Changes whenever a file is written or replaced.
@@ -95,9 +95,9 @@ impl Scanner {
         }
         self.forget_missing(&listing, &mut changes);
         let mut diagnostics = listing.problems;
-        diagnostics.extend(self.seen.values().filter_map(|seen| seen.problem.clone()));
+        diagnostics.extend(self.seen.values().filter_map(|seen| seen.problem.as_deref().cloned()));
         if let Some(Err(problem)) = &self.stdin {
-            diagnostics.push(problem.clone());
+            diagnostics.push((**problem).clone());
         }
         let problems_changed = diagnostics != self.last_problems;
         self.last_problems.clone_from(&diagnostics);
@@ -240,28 +240,28 @@ fn is_configuration(path: &Path) -> bool {
         .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
 
-fn read_file(path: &Path, metadata: &Metadata) -> Result<String, Option<Diagnostic>> {
+fn read_file(path: &Path, metadata: &Metadata) -> Result<String, Option<Box<Diagnostic>>> {
     if metadata.size() > MAX_FILE_BYTES {
         let message = format!("the file is larger than {} MiB and is not read", MAX_FILE_BYTES >> 20);
-        return Err(Some(problem("UnreadableFile", path, 1, 1, message)));
+        return Err(Some(Box::new(problem("UnreadableFile", path, 1, 1, message))));
     }
     match File::open(path) {
         Ok(file) => read_text(path, file).map_err(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(None),
-        Err(error) => Err(Some(unreadable(path, &error))),
+        Err(error) => Err(Some(Box::new(unreadable(path, &error)))),
     }
 }
 
-fn read_text(path: &Path, from: impl Read) -> Result<String, Diagnostic> {
+fn read_text(path: &Path, from: impl Read) -> Result<String, Box<Diagnostic>> {
     let mut bytes = Vec::new();
-    from.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| unreadable(path, &error))?;
+    from.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| Box::new(unreadable(path, &error)))?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + good.iter().filter(|b| **b == b'\n').count();
         let start = good.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let column = 1 + String::from_utf8_lossy(&good[start..]).chars().count();
-        problem("InvalidUtf8", path, line, column, "the file is not UTF-8 text from here on")
-            .hint("save it in UTF-8; a file in UTF-16 or Latin-1 is not read")
+        let problem = problem("InvalidUtf8", path, line, column, "the file is not UTF-8 text from here on");
+        Box::new(problem.hint("save it in UTF-8; a file in UTF-16 or Latin-1 is not read"))
     })
 }
 

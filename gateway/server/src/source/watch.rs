@@ -174,7 +174,7 @@ mod tests {
     use super::super::Source;
     use super::*;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     /// Waits for a change of `name` to `text`; what comes before may be a part of it.
     fn expect(updates: &mpsc::Receiver<Update>, name: &str, text: Option<&str>) {

@@ -127,7 +127,7 @@ mod tests {
     use super::*;
     use crate::telemetry::testing::Sample;
 
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     #[test]
     fn lines_reach_the_file_and_a_moved_file_is_opened_anew() {

@@ -82,7 +82,10 @@ impl Operator {
 
     /// Whether JSON shows it as a number.
     pub(super) fn is_number(&self) -> bool {
-        use Simple::*;
+        use Simple::{
+            Attempts, BytesReceived, BytesSent, DownstreamLocalPort, Duration, FirstByte, Generation,
+            GrpcStatus, ResponseCode,
+        };
         matches!(
             self,
             Self::Simple(
@@ -219,7 +222,7 @@ pub(super) enum TimePart {
 
 /// The conversions of strftime that Envoy's documentation uses.
 fn time_parts(format: &str) -> Result<Vec<TimePart>, String> {
-    use TimePart::*;
+    use TimePart::{Day, Epoch, Fraction, Hour, Minute, Month, Second, Text, Year};
     let mut parts = Vec::new();
     let mut rest = format;
     while let Some(at) = rest.find('%') {

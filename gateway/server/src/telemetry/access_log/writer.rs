@@ -81,7 +81,7 @@ impl Writer {
                 match open(&self.target) {
                     Ok(output) => self.output = output,
                     Err(error) => {
-                        tracing::error!("{}; the old file stays in use", describe(&self.target, &error))
+                        tracing::error!("{}; the old file stays in use", describe(&self.target, &error));
                     }
                 }
             }
