@@ -2,19 +2,26 @@
 //!
 //! A snapshot is immutable. Compiling a change shares everything that the change does not touch with the snapshot before;
 //! slots of rules and pools stay theirs, so that worker-local state indexed by them survives. One bad route is refused
-//! alone and its last good version stays. Nothing is bound, resolved or connected here.
+//! alone and its last good version stays. A route may name a listener that is not there; it is attached when that comes.
+//! Nothing is bound, resolved or connected here.
+
+mod addresses;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, Vector};
 
 use crate::balance::CompiledPool;
 use crate::head::RequestHead;
 use crate::ir::{self, BackendTarget, Filter, ListenerKey, ObjectKey, PoolKey, Touched};
-use crate::route::{CompiledRoute, Entry, Table};
+use crate::route::{BadRoute, CompiledRoute, Entry, Matches, Table};
 use crate::split::CompiledSplit;
+pub use addresses::AddressTable;
+use slots::Slots;
 
 /// A compiled configuration.
 #[derive(Clone, Debug, Default)]
@@ -28,21 +35,14 @@ pub struct Snapshot {
     addresses: Vec<Arc<AddressTable>>,
     listeners: OrdMap<ListenerKey, Arc<CompiledListener>>,
     routes: OrdMap<ObjectKey, Arc<CompiledRoute>>,
-    rule_slots: Slots<Arc<str>>,
+    rule_slots: Slots<RuleKey>,
+    /// A pool's users are the configuration and each rule that names it.
     pool_slots: Slots<PoolKey>,
-    pools: Vec<Option<Arc<CompiledPool>>>,
+    pools: Vector<Option<Arc<CompiledPool>>>,
 }
 
-/// A bound address with the listeners that share it.
-#[derive(Debug)]
-pub struct AddressTable {
-    /// The address.
-    pub address: SocketAddr,
-    /// Most specific host name first.
-    pub listeners: Vec<Arc<CompiledListener>>,
-    /// Whether connections begin with TLS.
-    pub tls: bool,
-}
+/// A rule's id and the kind of its route: an HTTPRoute and a GRPCRoute may have the same name.
+type RuleKey = (&'static str, Arc<str>);
 
 /// A listener with its policies and routes.
 #[derive(Debug)]
@@ -92,58 +92,10 @@ pub struct Rejection {
     pub message: String,
 }
 
-impl AddressTable {
-    /// The listener with the most specific host name that takes this host.
-    pub fn listener_for(&self, host: &str) -> Option<&Arc<CompiledListener>> {
-        self.listeners.iter().find(|l| l.ir.hostname.as_ref().is_none_or(|h| h.matches(host)))
-    }
-}
-
 impl CompiledListener {
     /// The entry that takes a request.
     pub fn route(&self, head: &RequestHead) -> Option<&Arc<Entry>> {
         self.table.find(head)
-    }
-}
-
-/// Dense numbers for names. A number is used again only after its name is gone.
-#[derive(Clone, Debug)]
-struct Slots<K: Ord + Clone> {
-    /// Number and count of users.
-    used: OrdMap<K, (u32, u32)>,
-    free: imbl::Vector<u32>,
-    next: u32,
-}
-
-impl<K: Ord + Clone> Default for Slots<K> {
-    fn default() -> Self {
-        Self { used: OrdMap::new(), free: imbl::Vector::new(), next: 0 }
-    }
-}
-
-impl<K: Ord + Clone> Slots<K> {
-    fn acquire(&mut self, key: &K) -> u32 {
-        if let Some((slot, users)) = self.used.get_mut(key) {
-            *users += 1;
-            return *slot;
-        }
-        let slot = self.free.pop_front().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
-        self.used.insert(key.clone(), (slot, 1));
-        slot
-    }
-
-    fn release(&mut self, key: &K) {
-        if let Some((slot, users)) = self.used.get_mut(key) {
-            *users -= 1;
-            if *users == 0 {
-                let slot = *slot;
-                self.used.remove(key);
-                self.free.push_back(slot);
-            }
-        }
     }
 }
 
@@ -153,13 +105,14 @@ impl Snapshot {
         Self::default()
     }
 
-    /// Compiles a configuration, sharing with `prev` what is not touched.
+    /// Compiles a configuration, sharing with `prev` what is not touched. Without `prev` everything is touched.
     pub fn compile(
         prev: Option<&Snapshot>,
         config: ir::Config,
         touched: &Touched,
         generation: u64,
     ) -> Snapshot {
+        let touched = if prev.is_some() { touched } else { &Touched::All };
         let mut next = prev.cloned().unwrap_or_default();
         next.generation = generation;
         next.rejections = Vec::new();
@@ -190,9 +143,19 @@ impl Snapshot {
         self.pools.iter().flatten()
     }
 
+    /// The slot of a pool, if anything uses it.
+    pub fn pool_slot(&self, key: &PoolKey) -> Option<u32> {
+        self.pool_slots.get(key)
+    }
+
     /// All rules.
     pub fn rules(&self) -> impl Iterator<Item = &Arc<CompiledRule>> {
         self.routes.values().flat_map(|r| &r.rules)
+    }
+
+    /// A route as it is in force, which is its last good version.
+    pub fn route(&self, key: &ObjectKey) -> Option<&Arc<CompiledRoute>> {
+        self.routes.get(key)
     }
 
     /// All listeners.
@@ -201,205 +164,206 @@ impl Snapshot {
     }
 
     fn compile_pools(&mut self, old: &ir::Config) {
-        if old.pools.ptr_eq(&self.config.pools) {
-            return;
-        }
-        for key in old.pools.keys().filter(|k| !self.config.pools.contains_key(*k)) {
-            if let Some((slot, _)) = self.pool_slots.used.get(key) {
-                self.pools[*slot as usize] = None;
+        let now = self.config.pools.clone();
+        for change in old.pools.diff(&now) {
+            match change {
+                DiffItem::Add(key, pool) => {
+                    let slot = self.pool_slots.acquire(key);
+                    self.put_pool(slot, Some(pool));
+                }
+                DiffItem::Update { new: (key, pool), .. } => {
+                    // The old configuration holds the slot.
+                    if let Some(slot) = self.pool_slots.get(key) {
+                        self.put_pool(slot, Some(pool));
+                    }
+                }
+                DiffItem::Remove(key, _) => {
+                    if let Some(slot) = self.pool_slots.get(key) {
+                        self.put_pool(slot, None);
+                    }
+                    self.pool_slots.release(key);
+                }
             }
-            self.pool_slots.release(key);
         }
-        for (key, pool) in &self.config.pools {
-            let before = old.pools.get(key);
-            if before.is_some_and(|b| Arc::ptr_eq(b, pool) || b == pool) {
-                continue;
-            }
-            let slot = match before {
-                Some(_) => self.pool_slots.used.get(key).map_or(0, |(slot, _)| *slot),
-                None => self.pool_slots.acquire(key),
-            };
-            if self.pools.len() <= slot as usize {
-                self.pools.resize(slot as usize + 1, None);
-            }
-            let entry = &mut self.pools[slot as usize];
-            *entry = Some(Arc::new(CompiledPool::compile(entry.as_deref(), pool.clone(), slot)));
+    }
+
+    fn put_pool(&mut self, slot: u32, pool: Option<&Arc<ir::Pool>>) {
+        while self.pools.len() <= slot as usize {
+            self.pools.push_back(None);
         }
+        let entry = &mut self.pools[slot as usize];
+        let compiled = pool.map(|p| Arc::new(CompiledPool::compile(entry.as_deref(), p.clone(), slot)));
+        *entry = compiled;
     }
 
     /// Gives the routes that changed: before and after.
     fn compile_routes(&mut self, old: &ir::Config, touched: &Touched) -> Vec<RouteChange> {
-        let keys: Vec<ObjectKey> = match touched {
-            Touched::Routes(keys) => keys.clone(),
-            Touched::All if old.routes.ptr_eq(&self.config.routes) => Vec::new(),
-            Touched::All => {
-                let gone = old.routes.keys().filter(|k| !self.config.routes.contains_key(*k));
-                gone.chain(self.config.routes.keys()).cloned().collect()
-            }
-        };
-        let mut changes = Vec::new();
-        for key in keys {
-            let (before, after) = (old.routes.get(&key), self.config.routes.get(&key).cloned());
-            let same = match (before, &after) {
-                (Some(b), Some(a)) => Arc::ptr_eq(b, a) || b == a,
-                (None, None) => true,
-                _ => false,
-            };
-            if !same {
-                changes.extend(self.change_route(&key, after));
-            }
+        let now = self.config.routes.clone();
+        match touched {
+            Touched::Routes(keys) => keys
+                .iter()
+                .filter(|key| differs(old.routes.get(*key), now.get(*key)))
+                .filter_map(|key| self.change_route(key, now.get(key)))
+                .collect(),
+            Touched::All => old
+                .routes
+                .diff(&now)
+                .filter_map(|change| match change {
+                    DiffItem::Add(key, route) => self.change_route(key, Some(route)),
+                    DiffItem::Update { new: (key, route), .. } => self.change_route(key, Some(route)),
+                    DiffItem::Remove(key, _) => self.change_route(key, None),
+                })
+                .collect(),
         }
-        changes
     }
 
-    fn change_route(&mut self, key: &ObjectKey, after: Option<Arc<ir::Route>>) -> Option<RouteChange> {
+    fn change_route(&mut self, key: &ObjectKey, after: Option<&Arc<ir::Route>>) -> Option<RouteChange> {
         let before = self.routes.get(key).cloned();
-        let after = match after {
-            None => None,
-            Some(ir) => {
-                let rules = ir.rules.iter().map(|rule| self.compile_rule(key, rule)).collect();
-                match CompiledRoute::new(ir, rules) {
-                    Ok(route) => Some(Arc::new(route)),
-                    Err(bad) => {
-                        self.rejections.push(Rejection {
-                            object: key.clone(),
-                            field: bad.field,
-                            message: bad.message,
-                        });
-                        // The last good version stays, with the slots that it holds.
-                        return None;
-                    }
-                }
+        // All that can fail comes before a slot is taken; the last good version stays, with the slots that it holds.
+        let matches = match after.map(|route| Matches::compile(route)).transpose() {
+            Ok(matches) => matches,
+            Err(BadRoute { field, message }) => {
+                self.rejections.push(Rejection { object: key.clone(), field, message });
+                return None;
             }
         };
+        let after = after.zip(matches).map(|(route, matches)| {
+            let rules = route.rules.iter().map(|rule| self.compile_rule(key, rule)).collect();
+            Arc::new(CompiledRoute::new(route.clone(), rules, matches))
+        });
         // New before old: what both use keeps its slot.
-        if let Some(route) = &before {
-            for rule in &route.rules {
-                self.rule_slots.release(&rule.ir.id);
-                self.release_targets(&rule.ir);
-            }
+        for rule in before.iter().flat_map(|route| &route.rules) {
+            self.release_rule(rule);
         }
         match &after {
             Some(route) => self.routes.insert(key.clone(), route.clone()),
             None => self.routes.remove(key),
         };
-        Some(RouteChange { before, after })
+        (before.is_some() || after.is_some()).then_some(RouteChange { before, after })
     }
 
     fn compile_rule(&mut self, route: &ObjectKey, rule: &Arc<ir::Rule>) -> Arc<CompiledRule> {
-        let backends = rule
-            .backends
-            .iter()
-            .map(|backend| CompiledBackend {
-                pool: match &backend.target {
-                    BackendTarget::Pool(key) => Ok(self.pool_slots.acquire(key)),
-                    BackendTarget::Invalid(why) => Err(why.clone()),
-                },
-                weight: backend.weight,
-                filters: backend.filters.clone(),
-            })
-            .collect();
-        for filter in rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters)) {
-            if let Filter::Mirror(mirror) = filter
-                && let BackendTarget::Pool(key) = &mirror.backend
-            {
-                self.pool_slots.acquire(key);
-            }
+        let backends = rule.backends.iter().map(|backend| CompiledBackend {
+            pool: match &backend.target {
+                BackendTarget::Pool(key) => Ok(self.pool_slots.acquire(key)),
+                BackendTarget::Invalid(why) => Err(why.clone()),
+            },
+            weight: backend.weight,
+            filters: backend.filters.clone(),
+        });
+        let backends = backends.collect();
+        for key in mirrored(rule) {
+            self.pool_slots.acquire(key);
         }
         Arc::new(CompiledRule {
             ir: rule.clone(),
             route: route.clone(),
-            slot: self.rule_slots.acquire(&rule.id),
+            slot: self.rule_slots.acquire(&(route.kind, rule.id.clone())),
             split: CompiledSplit::new(&rule.backends, rule.split.clone(), &rule.id),
             backends,
         })
     }
 
-    fn release_targets(&mut self, rule: &ir::Rule) {
-        for backend in &rule.backends {
-            if let BackendTarget::Pool(key) = &backend.target {
-                self.pool_slots.release(key);
-            }
+    fn release_rule(&mut self, rule: &CompiledRule) {
+        self.rule_slots.release(&(rule.route.kind, rule.ir.id.clone()));
+        let backends = rule.ir.backends.iter().filter_map(|b| pool_of(&b.target));
+        for key in backends.chain(mirrored(&rule.ir)) {
+            self.pool_slots.release(key);
         }
-        for filter in rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters)) {
-            if let Filter::Mirror(mirror) = filter
-                && let BackendTarget::Pool(key) = &mirror.backend
-            {
-                self.pool_slots.release(key);
-            }
-        }
-    }
-
-    /// The slot of a pool, if anything uses it.
-    pub fn pool_slot(&self, key: &PoolKey) -> Option<u32> {
-        self.pool_slots.used.get(key).map(|(slot, _)| *slot)
     }
 
     fn compile_listeners(&mut self, old: &ir::Config, routes: &[RouteChange]) {
-        let listeners_changed =
-            !old.listeners.ptr_eq(&self.config.listeners) && old.listeners != self.config.listeners;
-        let policies_changed =
-            !old.policies.ptr_eq(&self.config.policies) && old.policies != self.config.policies;
-        let mut tables: BTreeMap<ListenerKey, Table> = BTreeMap::new();
-        for RouteChange { before, after } in routes {
-            for (route, insert) in before.iter().map(|r| (r, false)).chain(after.iter().map(|r| (r, true))) {
-                let mut done: Vec<&ListenerKey> = Vec::new();
-                for attachment in &route.ir.attachments {
-                    let key = &attachment.listener;
-                    if done.contains(&key) {
-                        continue;
-                    }
-                    done.push(key);
-                    let table = tables.entry(key.clone()).or_insert_with(|| {
-                        self.listeners.get(key).map(|l| l.table.clone()).unwrap_or_default()
-                    });
-                    if insert { table.insert(key, route) } else { table.remove(key, route) }
-                }
-            }
-        }
-        if !listeners_changed && !policies_changed && tables.is_empty() {
+        let policies_changed = old.policies.diff(&self.config.policies).next().is_some();
+        let listeners_changed = old.listeners.diff(&self.config.listeners).next().is_some();
+        if !listeners_changed && !policies_changed && routes.is_empty() {
             return;
         }
+        let mut tables = self.changed_tables(routes);
+        self.add_new_tables(&mut tables);
+        let policies = (listeners_changed || policies_changed).then(|| self.policies_by_listener());
         let mut next = OrdMap::new();
         for (key, ir) in &self.config.listeners {
             let before = self.listeners.get(key);
-            let table = match (tables.remove(key), before) {
-                // A listener that is new, or is back, takes every route that names it.
-                (_, None) => self.table_of(key),
-                (Some(table), Some(_)) => table,
-                (None, Some(before)) if !policies_changed && *before.ir == **ir => {
-                    next.insert(key.clone(), before.clone());
-                    continue;
-                }
-                (None, Some(before)) => before.table.clone(),
+            let table = tables.remove(key);
+            let known = before.map(|b| &b.policies);
+            let policies = match (&policies, known) {
+                (None, Some(known)) => known.clone(),
+                (Some(all), known) => policies_of(key, all, known),
+                // Unreachable: a new listener is a change of listeners.
+                (None, None) => Arc::from([]),
             };
-            let policies = self.policies_of(key, before.map(|b| &b.policies));
-            next.insert(key.clone(), Arc::new(CompiledListener { ir: ir.clone(), policies, table }));
+            let listener = match before {
+                Some(b) if table.is_none() && *b.ir == **ir && Arc::ptr_eq(&b.policies, &policies) => {
+                    b.clone()
+                }
+                _ => {
+                    let table = table.or_else(|| before.map(|b| b.table.clone())).unwrap_or_default();
+                    Arc::new(CompiledListener { ir: ir.clone(), policies, table })
+                }
+            };
+            next.insert(key.clone(), listener);
         }
         self.listeners = next;
-        self.addresses = address_tables(&self.listeners, &self.addresses);
+        self.addresses = addresses::tables(&self.listeners, &self.addresses);
     }
 
-    fn table_of(&self, key: &ListenerKey) -> Table {
-        let mut table = Table::default();
-        for route in self.routes.values().filter(|r| r.ir.attachments.iter().any(|a| a.listener == *key)) {
-            table.insert(key, route);
+    /// The tables of listeners that were there before, with the changed routes put in and taken out.
+    fn changed_tables(&self, routes: &[RouteChange]) -> BTreeMap<ListenerKey, Table> {
+        let mut tables = BTreeMap::new();
+        let mut table = |key: &ListenerKey, act: &dyn Fn(&mut Table)| {
+            if let Some(listener) = self.listeners.get(key) {
+                act(tables.entry(key.clone()).or_insert_with(|| listener.table.clone()));
+            }
+        };
+        for RouteChange { before, after } in routes {
+            if let Some(route) = before {
+                for key in listeners_of(&route.ir) {
+                    table(key, &|t| t.remove(key, route));
+                }
+            }
+            if let Some(route) = after {
+                for key in listeners_of(&route.ir) {
+                    table(key, &|t| t.insert(key, route));
+                }
+            }
         }
-        table
+        tables
     }
 
-    fn policies_of(
-        &self,
-        key: &ListenerKey,
-        before: Option<&Arc<[Arc<ir::Policy>]>>,
-    ) -> Arc<[Arc<ir::Policy>]> {
-        let mut policies: Vec<Arc<ir::Policy>> =
-            self.config.policies.values().filter(|p| p.listeners.contains(key)).cloned().collect();
-        policies.sort_by(|a, b| (a.action, &a.key).cmp(&(b.action, &b.key)));
-        match before {
-            Some(before) if **before == *policies => before.clone(),
-            _ => policies.into(),
+    /// The tables of listeners that are new, or are back: every route that names them, changed or not.
+    fn add_new_tables(&self, tables: &mut BTreeMap<ListenerKey, Table>) {
+        let new: Vec<&ListenerKey> =
+            self.config.listeners.keys().filter(|key| !self.listeners.contains_key(*key)).collect();
+        if new.is_empty() {
+            return;
         }
+        tables.extend(new.iter().map(|key| ((*key).clone(), Table::default())));
+        for route in self.routes.values() {
+            for key in listeners_of(&route.ir) {
+                if new.binary_search(&key).is_ok()
+                    && let Some(table) = tables.get_mut(key)
+                {
+                    table.insert(key, route);
+                }
+            }
+        }
+    }
+
+    fn policies_by_listener(&self) -> BTreeMap<&ListenerKey, Vec<Arc<ir::Policy>>> {
+        let mut all: BTreeMap<&ListenerKey, Vec<Arc<ir::Policy>>> = BTreeMap::new();
+        for policy in self.config.policies.values() {
+            for key in &policy.listeners {
+                let list = all.entry(key).or_default();
+                // Named twice, it applies once.
+                if !list.last().is_some_and(|p| Arc::ptr_eq(p, policy)) {
+                    list.push(policy.clone());
+                }
+            }
+        }
+        for list in all.values_mut() {
+            list.sort_by(|a, b| (a.action, &a.key).cmp(&(b.action, &b.key)));
+        }
+        all
     }
 }
 
@@ -409,36 +373,48 @@ struct RouteChange {
     after: Option<Arc<CompiledRoute>>,
 }
 
-fn address_tables(
-    listeners: &OrdMap<ListenerKey, Arc<CompiledListener>>,
-    before: &[Arc<AddressTable>],
-) -> Vec<Arc<AddressTable>> {
-    let mut tables: BTreeMap<SocketAddr, Vec<Arc<CompiledListener>>> = BTreeMap::new();
-    for listener in listeners.values() {
-        for address in &listener.ir.addresses {
-            tables.entry(*address).or_default().push(listener.clone());
-        }
+fn differs<T: PartialEq>(before: Option<&Arc<T>>, after: Option<&Arc<T>>) -> bool {
+    match (before, after) {
+        (Some(b), Some(a)) => !Arc::ptr_eq(b, a) && b != a,
+        (None, None) => false,
+        _ => true,
     }
-    tables
-        .into_iter()
-        .map(|(address, mut listeners)| {
-            listeners.sort_by_key(|l| std::cmp::Reverse(specificity(l.ir.hostname.as_ref())));
-            let same = before.iter().find(|t| {
-                t.address == address
-                    && t.listeners.len() == listeners.len()
-                    && t.listeners.iter().zip(&listeners).all(|(a, b)| Arc::ptr_eq(a, b))
-            });
-            let tls = listeners.iter().any(|l| l.ir.tls.is_some());
-            same.cloned().unwrap_or_else(|| Arc::new(AddressTable { address, listeners, tls }))
-        })
-        .collect()
 }
 
-/// Exact before wildcard before any; longer before shorter.
-fn specificity(hostname: Option<&ir::Hostname>) -> (u8, usize) {
-    match hostname {
-        Some(ir::Hostname::Exact(h)) => (2, h.len()),
-        Some(ir::Hostname::Wildcard(h)) => (1, h.len()),
-        None => (0, 0),
+/// The listeners that a route names, each once.
+fn listeners_of(route: &ir::Route) -> impl Iterator<Item = &ListenerKey> {
+    let all = &route.attachments;
+    let first = |at: usize| all[..at].iter().all(|a| a.listener != all[at].listener);
+    (0..all.len()).filter(move |at| first(*at)).map(|at| &all[at].listener)
+}
+
+fn pool_of(target: &BackendTarget) -> Option<&PoolKey> {
+    match target {
+        BackendTarget::Pool(key) => Some(key),
+        BackendTarget::Invalid(_) => None,
     }
 }
+
+fn mirrored(rule: &ir::Rule) -> impl Iterator<Item = &PoolKey> {
+    let filters = rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters));
+    filters.filter_map(|filter| match filter {
+        Filter::Mirror(mirror) => pool_of(&mirror.backend),
+        _ => None,
+    })
+}
+
+/// The policies of a listener; the list before if it is the same.
+fn policies_of(
+    key: &ListenerKey,
+    all: &BTreeMap<&ListenerKey, Vec<Arc<ir::Policy>>>,
+    before: Option<&Arc<[Arc<ir::Policy>]>>,
+) -> Arc<[Arc<ir::Policy>]> {
+    let now = all.get(key).map_or(&[][..], Vec::as_slice);
+    match before {
+        Some(before) if **before == *now => before.clone(),
+        _ => now.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
