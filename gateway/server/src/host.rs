@@ -39,6 +39,8 @@ use pid_file::PidFile;
 const CONTROL_THREADS: usize = 2;
 /// How long workers may take beyond their own deadline before the process ends without them.
 const OVERTIME: Duration = Duration::from_secs(2);
+/// How often lost workers are looked for.
+const LOST_POLL: Duration = Duration::from_secs(1);
 /// How often ended workers are looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 
@@ -177,7 +179,7 @@ impl Service for Gateway {
         let how = match start.run().await {
             Ok(how) => how,
             Err(message) => {
-                tracing::error!("cannot start: {message}");
+                tracing::error!("{message}; the process ends");
                 End::Failed
             }
         };
@@ -248,19 +250,25 @@ impl Start {
         tokio::spawn(reopen_on_usr1(Arc::clone(&shared)));
         tracing::info!(workers = workers.len(), pid = std::process::id(), "fieldgate serves");
 
+        let lost = lost(&workers, draining.clone());
         let drained = drained(&workers, draining);
         tokio::pin!(drained);
         tokio::select! {
-            () = &mut drained => return Ok(End::Drained),
-            Ok(_) = quit_asked.wait_for(|asked| *asked) => return Ok(End::Quit),
-            () = handed_over(upgrade_socket, admin_socket, &control) => (),
+            () = &mut drained => (),
+            true = async { quit_asked.wait_for(|asked| *asked).await.is_ok() } => return Ok(End::Quit),
+            () = lost => return Err("a worker ended unasked".to_owned()),
+            () = handed_over(upgrade_socket, admin_socket, &control) => {
+                // The next process answers there now.
+                if let Some(task) = admin_task {
+                    task.abort();
+                }
+                control.send(Event::Drain { deadline: options.drain_time });
+                drained.await;
+            }
         }
-        // The next process answers there now.
-        if let Some(task) = admin_task {
-            task.abort();
+        if let Some(log) = &shared.published.load().access_log {
+            log.flush(OVERTIME);
         }
-        control.send(Event::Drain { deadline: options.drain_time });
-        drained.await;
         Ok(End::Drained)
     }
 }
@@ -361,6 +369,22 @@ async fn handed_over(
     match socket {
         Some(socket) => socket.serve(control, admin.as_ref()).await,
         None => std::future::pending().await,
+    }
+}
+
+/// Ends if a worker does while nothing drains. Nobody would accept from its sockets any more, so the process has to end
+/// and be started anew.
+async fn lost(workers: &[Arc<WorkerHandle>], draining: watch::Receiver<Option<Duration>>) {
+    let mut look = tokio::time::interval(LOST_POLL);
+    loop {
+        look.tick().await;
+        let ended = workers.iter().any(|worker| worker.is_finished());
+        if draining.borrow().is_some() {
+            return std::future::pending().await;
+        }
+        if ended {
+            return;
+        }
     }
 }
 

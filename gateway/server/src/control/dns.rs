@@ -23,9 +23,13 @@ struct Filled {
 }
 
 impl DnsPools {
-    /// Takes an answer in.
+    /// Takes an answer in. One without addresses says that the name does not resolve, and replaces none that has some:
+    /// a name whose interval was changed is watched anew, perhaps while its server is down.
     pub fn answer(&mut self, resolved: Resolved) {
-        self.answers.insert(resolved.host, resolved.addresses);
+        let addresses = self.answers.entry(resolved.host).or_default();
+        if !resolved.addresses.is_empty() {
+            *addresses = resolved.addresses;
+        }
     }
 
     /// Names of the configuration that nothing is known of yet, not even that they do not resolve.
@@ -167,6 +171,15 @@ mod tests {
         answer(&mut dns, "a.example", &["10.0.0.1"]);
         let second = dns.fill(&config);
         assert!(Arc::ptr_eq(first.pools.values().next().unwrap(), second.pools.values().next().unwrap()));
+    }
+
+    #[test]
+    fn a_name_that_stops_resolving_keeps_its_addresses() {
+        let config = config(&["a.example"]);
+        let mut dns = DnsPools::default();
+        answer(&mut dns, "a.example", &["10.0.0.1"]);
+        answer(&mut dns, "a.example", &[]);
+        assert_eq!(addresses(&dns.fill(&config)), ["10.0.0.1:8080*2"]);
     }
 
     #[test]
