@@ -66,6 +66,16 @@ impl Default for Request {
     }
 }
 
+impl Request {
+    /// Ready when an HTTP/2 client has reset the stream before a response began.
+    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut self.respond {
+            Some(respond) => respond.poll_reset(cx).map(|_| ()),
+            None => Poll::Pending,
+        }
+    }
+}
+
 /// What is learned about a request on its way, for the one record at its end.
 #[derive(Default)]
 struct Log {
@@ -167,7 +177,14 @@ pub fn record_refusal(worker: &Worker, conn: &Connection, request: &Request, ans
     record(worker, conn, &published, request, &log, None);
 }
 
-fn record(worker: &Worker, conn: &Connection, published: &Published, request: &Request, log: &Log, response: Option<&Headers>) {
+fn record(
+    worker: &Worker,
+    conn: &Connection,
+    published: &Published,
+    request: &Request,
+    log: &Log,
+    response: Option<&Headers>,
+) {
     let unknown = unknown_listener();
     let table = published.snapshot.address(conn.bound);
     let listener = log
@@ -215,7 +232,13 @@ fn unknown_listener() -> ListenerKey {
 }
 
 /// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
-fn decide(worker: &Worker, conn: &Connection, published: &Published, request: &mut Request, log: &mut Log) -> Decision {
+fn decide(
+    worker: &Worker,
+    conn: &Connection,
+    published: &Published,
+    request: &mut Request,
+    log: &mut Log,
+) -> Decision {
     match decide_or_answer(worker, conn, published, request, log) {
         Ok(to) => Decision::Forward(to),
         Err(answer) if request.head.is_grpc() && answer.status >= 400 => Decision::Answer(answer.into_grpc()),
@@ -223,7 +246,13 @@ fn decide(worker: &Worker, conn: &Connection, published: &Published, request: &m
     }
 }
 
-fn decide_or_answer(worker: &Worker, conn: &Connection, published: &Published, request: &mut Request, log: &mut Log) -> Result<Forward, Answer> {
+fn decide_or_answer(
+    worker: &Worker,
+    conn: &Connection,
+    published: &Published,
+    request: &mut Request,
+    log: &mut Log,
+) -> Result<Forward, Answer> {
     let head = &mut request.head;
     if head.method == Method::Connect {
         return Err(Answer::new(405, "connect_not_supported", "-", "CONNECT is not supported\n"));
@@ -241,7 +270,12 @@ fn decide_or_answer(worker: &Worker, conn: &Connection, published: &Published, r
     let trusted_hops = listener.ir.client.trusted_hops;
     let client = conn.client(head.headers.get_id(HeaderId::XForwardedFor), trusted_hops);
     if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
-        let facts = ConnectionFacts { peer: conn.peer.ip().to_canonical(), client, local: conn.local, sni: conn.sni.as_deref() };
+        let facts = ConnectionFacts {
+            peer: conn.peer.ip().to_canonical(),
+            client,
+            local: conn.local,
+            sni: conn.sni.as_deref(),
+        };
         let decision = authorizer.decide(head, &facts);
         for rule in decision.matches() {
             worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
@@ -289,11 +323,22 @@ fn decide_or_answer(worker: &Worker, conn: &Connection, published: &Published, r
         return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
     };
     log.pool = Some(pool.clone());
-    Ok(Forward { rule: rule.clone(), backend: choice.backend, pool: pool.clone(), issue_cookie: choice.issue_cookie })
+    Ok(Forward {
+        rule: rule.clone(),
+        backend: choice.backend,
+        pool: pool.clone(),
+        issue_cookie: choice.issue_cookie,
+    })
 }
 
 /// A filter's effect on the request.
-fn apply(filter: &Filter, entry: &Entry, head: &mut RequestHead, port: u16, log: &mut Log) -> Result<(), Answer> {
+fn apply(
+    filter: &Filter,
+    entry: &Entry,
+    head: &mut RequestHead,
+    port: u16,
+    log: &mut Log,
+) -> Result<(), Answer> {
     match filter {
         Filter::RequestHeaders(edit) => filter::edit_headers(edit, &mut head.headers),
         Filter::Rewrite(rewrite) => {
@@ -302,7 +347,9 @@ fn apply(filter: &Filter, entry: &Entry, head: &mut RequestHead, port: u16, log:
             }
             filter::rewrite(rewrite, entry.prefix_len, head);
         }
-        Filter::Redirect(redirect) => return Err(of_local(filter::redirect(redirect, entry.prefix_len, head, port))),
+        Filter::Redirect(redirect) => {
+            return Err(of_local(filter::redirect(redirect, entry.prefix_len, head, port)));
+        }
         Filter::Cors(policy) => {
             if let Some(answer) = cors::preflight(policy, head) {
                 return Err(of_local(answer));
@@ -338,12 +385,18 @@ fn apply_to_response(to: &Forward, request: &RequestHead, response: &mut Respons
 }
 
 /// Sends a response of our own.
-async fn send_answer(mut down: Side, request: &mut Request, answer: Answer, log: &mut Log, deadline: &Deadline) -> Option<(Side, bool)> {
+async fn send_answer(
+    mut down: Side,
+    request: &mut Request,
+    answer: Answer,
+    log: &mut Log,
+    deadline: &Deadline,
+) -> Option<(Side, bool)> {
     log.answer(&answer);
     let keep = request.body == BodyKind::None && request.keep_alive;
     match &mut down {
         Side::H1(side) => {
-            local::write_h1(side, &answer, &request.head.method, keep);
+            local::write_h1(side, &answer, &request.head, keep);
             deadline.set(STREAM_IDLE);
             flush(&mut down, deadline).await.ok()?;
             Some((down, keep))
@@ -391,7 +444,12 @@ async fn forward_request(
             Err(none) => {
                 let mut answer = Answer::new(503, none.details(), none.flags(), "no healthy upstream\n");
                 if !tried.is_empty() {
-                    answer = Answer::new(503, "upstream_reset_before_response_started{connection_failure}", "UF", "no upstream could be reached\n");
+                    answer = Answer::new(
+                        503,
+                        "upstream_reset_before_response_started{connection_failure}",
+                        "UF",
+                        "no upstream could be reached\n",
+                    );
                 }
                 return send_failure(down, request, answer, log, deadline).await;
             }
@@ -424,7 +482,9 @@ async fn forward_request(
                     backoff(retries.and_then(|r| r.backoff)).await;
                     continue;
                 }
-                let end = respond(worker, down, request, &to, answered, log, response, deadline, limit, address).await;
+                let end =
+                    respond(worker, down, request, &to, answered, log, response, deadline, limit, address)
+                        .await;
                 worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
                 return end;
             }
@@ -446,7 +506,11 @@ async fn forward_request(
                 return send_failure(down, request, answer, log, deadline).await;
             }
             // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
-            Failure::Broken { stale: true, .. } if untouched && request.head.method.is_idempotent() && log.attempts <= CONNECT_TRIES + tries => {
+            Failure::Broken { stale: true, .. }
+                if untouched
+                    && request.head.method.is_idempotent()
+                    && log.attempts <= CONNECT_TRIES + tries =>
+            {
                 continue;
             }
             Failure::Connect(error) => {
@@ -458,7 +522,12 @@ async fn forward_request(
                 if log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
                     continue;
                 }
-                Answer::new(503, "upstream_reset_before_response_started{connection_failure}", "UF", "no upstream could be reached\n")
+                Answer::new(
+                    503,
+                    "upstream_reset_before_response_started{connection_failure}",
+                    "UF",
+                    "no upstream could be reached\n",
+                )
             }
             Failure::Broken { error, .. } => {
                 if let Some(state) = state() {
@@ -467,13 +536,24 @@ async fn forward_request(
                 log.failure = Some(error.to_string());
                 tried.push(address);
                 let safe = untouched && (request.head.method.is_idempotent() || retries.is_some());
-                if safe && log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                if safe && log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried)
+                {
                     continue;
                 }
                 if matches!(error, SideError::Malformed(_)) {
-                    Answer::new(502, "upstream_reset_before_response_started{protocol_error}", "UPE", "upstream broke the protocol\n")
+                    Answer::new(
+                        502,
+                        "upstream_reset_before_response_started{protocol_error}",
+                        "UPE",
+                        "upstream broke the protocol\n",
+                    )
                 } else {
-                    Answer::new(503, "upstream_reset_before_response_started{connection_termination}", "UC", "upstream closed the connection\n")
+                    Answer::new(
+                        503,
+                        "upstream_reset_before_response_started{connection_termination}",
+                        "UC",
+                        "upstream closed the connection\n",
+                    )
                 }
             }
             Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
@@ -488,12 +568,22 @@ async fn backoff(pause: Option<Duration>) {
     }
 }
 
-async fn send_failure(down: Side, request: &mut Request, answer: Answer, log: &mut Log, deadline: &Deadline) -> Option<(Side, bool)> {
+async fn send_failure(
+    down: Side,
+    request: &mut Request,
+    answer: Answer,
+    log: &mut Log,
+    deadline: &Deadline,
+) -> Option<(Side, bool)> {
     let answer = if request.head.is_grpc() { answer.into_grpc() } else { answer };
     send_answer(down, request, answer, log, deadline).await
 }
 
-fn pick(worker: &Worker, pool: &CompiledPool, tried: &[SocketAddr]) -> Result<SocketAddr, fieldgate_core::balance::NoEndpoint> {
+fn pick(
+    worker: &Worker,
+    pool: &CompiledPool,
+    tried: &[SocketAddr],
+) -> Result<SocketAddr, fieldgate_core::balance::NoEndpoint> {
     let mut pools = worker.pools.borrow_mut();
     let slot = pool.slot as usize;
     if pools.len() <= slot {
@@ -549,7 +639,8 @@ async fn attempt(
         log.upstream_local = Some(s.stream.local_addr());
     }
     let sent = Instant::now();
-    let mut wait = Waiting { side, h2_response, upload: Transfer::default(), upload_failed: false, reused, any: false };
+    let mut wait =
+        Waiting { side, h2_response, upload: Transfer::default(), upload_failed: false, reused, any: false };
     let expects_continue = request.expects_continue;
     if http2 && expects_continue {
         interim_continue(down).await;
@@ -562,10 +653,23 @@ async fn attempt(
         interim(down, request, response).await;
     };
     log.stages.first_byte = Some(sent.elapsed());
-    Ok(Answered { side: wait.side, guard, keep_alive: answered.0, body: answered.1, upload: wait.upload, upload_failed: wait.upload_failed })
+    Ok(Answered {
+        side: wait.side,
+        guard,
+        keep_alive: answered.0,
+        body: answered.1,
+        upload: wait.upload,
+        upload_failed: wait.upload_failed,
+    })
 }
 
-async fn open_http1(worker: &Rc<Worker>, down: &Side, request: &Request, to: &Forward, address: SocketAddr) -> Result<(Side, bool), Failure> {
+async fn open_http1(
+    worker: &Rc<Worker>,
+    down: &Side,
+    request: &Request,
+    to: &Forward,
+    address: SocketAddr,
+) -> Result<(Side, bool), Failure> {
     let limits = &to.pool.ir.limits;
     let (stream, reused) = match worker.upstreams.reuse(to.pool.slot, address) {
         Some(stream) => (stream, true),
@@ -584,7 +688,12 @@ async fn open_http1(worker: &Rc<Worker>, down: &Side, request: &Request, to: &Fo
 
 type OpenHttp2 = (Side, Option<h2::client::ResponseFuture>, Option<StreamGuard>, bool);
 
-async fn open_http2(worker: &Rc<Worker>, request: &Request, to: &Forward, address: SocketAddr) -> Result<OpenHttp2, Failure> {
+async fn open_http2(
+    worker: &Rc<Worker>,
+    request: &Request,
+    to: &Forward,
+    address: SocketAddr,
+) -> Result<OpenHttp2, Failure> {
     let (send, guard, reused) =
         worker.upstreams.http2(to.pool.slot, address, &to.pool.ir.limits).await.map_err(Failure::Connect)?;
     let broken = |error: h2::Error| Failure::Broken { error: SideError::Reset(error), stale: reused };
@@ -613,7 +722,7 @@ impl Waiting {
         &mut self,
         cx: &mut Context<'_>,
         down: &mut Side,
-        request: &Request,
+        request: &mut Request,
         response: &mut ResponseHead,
         deadline: &Deadline,
         limit: Option<Instant>,
@@ -634,12 +743,14 @@ impl Waiting {
                 }
                 _ => {}
             }
-        } else if down.poll_gone(cx).is_ready() {
+        } else if down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(Failure::ClientGone));
         }
         match self.poll_head(cx, request, response) {
             Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any })),
+            Poll::Ready(Err(error)) => {
+                Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any }))
+            }
             Poll::Pending => {
                 match limit {
                     Some(limit) => deadline.set_at(limit.into()),
@@ -650,25 +761,35 @@ impl Waiting {
         }
     }
 
-    fn poll_head(&mut self, cx: &mut Context<'_>, request: &Request, response: &mut ResponseHead) -> Poll<Result<(bool, BodyKind), SideError>> {
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &Request,
+        response: &mut ResponseHead,
+    ) -> Poll<Result<(bool, BodyKind), SideError>> {
         match &mut self.side {
             Side::H1(side) => loop {
                 if !side.input.is_empty() {
                     self.any = true;
                     let headers = &mut response.headers;
                     headers.clear();
-                    let parsed = parse_response(side.input.filled(), &HeadLimits::default(), |n, v| headers.push(n, v))?;
+                    let parsed = parse_response(side.input.filled(), &HeadLimits::default(), |n, v| {
+                        headers.push(n, v)
+                    })?;
                     if let Some(parsed) = parsed {
                         side.input.consume(parsed.len);
                         response.status = parsed.status;
                         response.version = if parsed.http10 { Version::Http10 } else { Version::Http11 };
-                        let body = if request.head.method == Method::Head { BodyKind::None } else { parsed.body };
+                        let body =
+                            if request.head.method == Method::Head { BodyKind::None } else { parsed.body };
                         side.expect_body(body);
                         return Poll::Ready(Ok((parsed.keep_alive || parsed.status == 101, body)));
                     }
                 }
                 match std::task::ready!(side.poll_read_more(cx)) {
-                    Ok(0) => return Poll::Ready(Err(SideError::Io(std::io::ErrorKind::UnexpectedEof.into()))),
+                    Ok(0) => {
+                        return Poll::Ready(Err(SideError::Io(std::io::ErrorKind::UnexpectedEof.into())));
+                    }
                     Ok(_) => {}
                     Err(e) => return Poll::Ready(Err(e.into())),
                 }
@@ -722,12 +843,14 @@ async fn interim(down: &mut Side, request: &mut Request, response: &mut Response
     forward::prepare_response(response);
     match down {
         Side::H1(side) if request.head.version == Version::Http11 => {
-            forward::write_response(&mut side.out, response, BodyKind::None, true, None);
+            forward::write_response(&mut side.out, response, BodyKind::None, None, None);
             let _ = poll_fn(|cx| side.poll_flush(cx)).await;
         }
         Side::H1(_) => {}
         Side::H2(_) => {
-            if let (Some(respond), Ok(head)) = (&mut request.respond, forward::http2_response(response.status, &response.headers)) {
+            if let (Some(respond), Ok(head)) =
+                (&mut request.respond, forward::http2_response(response.status, &response.headers))
+            {
                 let _ = respond.send_informational(head);
             }
         }
@@ -749,7 +872,13 @@ fn recycle(worker: &Worker, side: Side, to: &Forward, address: SocketAddr) {
     {
         let H1Side { stream, out, .. } = *side;
         worker.give_out(out);
-        worker.upstreams.keep(to.pool.slot, address, stream, &to.pool.ir.limits, worker.wheel.now().into_std());
+        worker.upstreams.keep(
+            to.pool.slot,
+            address,
+            stream,
+            &to.pool.ir.limits,
+            worker.wheel.now().into_std(),
+        );
     }
 }
 
@@ -771,7 +900,8 @@ async fn respond(
     log.status = response.status;
     log.details = "via_upstream".into();
     let switched = response.status == 101;
-    let upgrade = if switched { response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec) } else { None };
+    let upgrade =
+        if switched { response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec) } else { None };
     forward::prepare_response(response);
     apply_to_response(to, &request.head, response);
     let begun = Instant::now();
@@ -779,16 +909,23 @@ async fn respond(
     match &mut down {
         Side::H1(side) => {
             let out_body = match body {
-                BodyKind::Chunked | BodyKind::UntilClose if request.head.version == Version::Http10 => BodyKind::UntilClose,
+                BodyKind::Chunked | BodyKind::UntilClose if request.head.version == Version::Http10 => {
+                    BodyKind::UntilClose
+                }
                 BodyKind::Chunked | BodyKind::UntilClose => BodyKind::Chunked,
                 body => body,
             };
             keep &= out_body != BodyKind::UntilClose && (upload.done || !upload_failed);
             let said = response.headers.has(HeaderId::ContentLength);
-            if body == BodyKind::None && !said && request.head.method != Method::Head && !matches!(response.status, 100..=199 | 204 | 304) {
+            if body == BodyKind::None
+                && !said
+                && request.head.method != Method::Head
+                && !matches!(response.status, 100..=199 | 204 | 304)
+            {
                 response.headers.push_known(HeaderId::ContentLength, "content-length", b"0");
             }
-            forward::write_response(&mut side.out, response, out_body, keep && upload.done, upgrade.as_deref());
+            let connection = forward::connection_option(request.head.version, keep && upload.done);
+            forward::write_response(&mut side.out, response, out_body, connection, upgrade.as_deref());
             keep &= upload.done;
             side.begin_body(out_body);
             if switched {
@@ -893,7 +1030,9 @@ fn poll_streams(
     }
     if !upload.done {
         match upload.poll(cx, down, up) {
-            Poll::Ready(Err(TransferError::Source(e))) if !download.done => return Poll::Ready(Err(End::Client(e))),
+            Poll::Ready(Err(TransferError::Source(e))) if !download.done => {
+                return Poll::Ready(Err(End::Client(e)));
+            }
             // The upstream has answered; that it wants no more of the request is its right.
             Poll::Ready(Err(_)) => upload.done = true,
             _ => {}

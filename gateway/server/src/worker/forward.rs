@@ -10,9 +10,10 @@ use super::side::{fill_headers, header_map, write_field};
 
 /// Makes a client's head fit to be forwarded (RFC 9110 section 7.6; forwarded fields as Envoy writes them).
 pub fn prepare_request(head: &mut RequestHead, peer: IpAddr, trusted_hops: u32, random: impl FnMut() -> u64) {
-    let te_trailers = head.headers.get_id(HeaderId::Te).is_some_and(|te| {
-        te.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
-    });
+    let te_trailers = head
+        .headers
+        .get_id(HeaderId::Te)
+        .is_some_and(|te| te.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers")));
     remove_hop_by_hop(&mut head.headers);
     let trusted = trusted_hops > 0;
     head.headers.remove_if(|id, name, _| match id {
@@ -48,7 +49,18 @@ fn remove_hop_by_hop(headers: &mut Headers) {
             .flat_map(|v| v.split(|b| *b == b','))
             .map(|t| t.trim_ascii().to_ascii_lowercase())
             // Naming these would take away what the gateway or the message needs.
-            .filter(|t| !matches!(&t[..], b"" | b"content-length" | b"cookie" | b"te" | b"host" | b"authorization" | b"x-forwarded-for" | b"x-forwarded-proto"))
+            .filter(|t| {
+                !matches!(
+                    &t[..],
+                    b"" | b"content-length"
+                        | b"cookie"
+                        | b"te"
+                        | b"host"
+                        | b"authorization"
+                        | b"x-forwarded-for"
+                        | b"x-forwarded-proto"
+                )
+            })
             .collect();
         headers.remove_if(|_, name, _| named.iter().any(|n| n == name));
     }
@@ -84,7 +96,9 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, body: BodyKind, upgr
     match body {
         BodyKind::Chunked | BodyKind::UntilClose => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         BodyKind::Length(n) => write_length(out, n),
-        BodyKind::None if matches!(head.method, Method::Post | Method::Put | Method::Patch) => write_length(out, 0),
+        BodyKind::None if matches!(head.method, Method::Post | Method::Put | Method::Patch) => {
+            write_length(out, 0)
+        }
         BodyKind::None => {}
     }
     if let Some(protocol) = upgrade {
@@ -95,7 +109,13 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, body: BodyKind, upgr
 }
 
 /// Writes a response head for an HTTP/1 client. `length`: what to announce, for bodies and for HEAD alike.
-pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, body: BodyKind, keep_alive: bool, upgrade: Option<&[u8]>) {
+pub fn write_response(
+    out: &mut Vec<u8>,
+    head: &ResponseHead,
+    body: BodyKind,
+    connection: Option<&str>,
+    upgrade: Option<&[u8]>,
+) {
     write_status(out, head.status);
     for (id, name, value) in head.headers.iter() {
         // Its own content-length is kept where it says something although there is no body (HEAD, 304).
@@ -111,10 +131,19 @@ pub fn write_response(out: &mut Vec<u8>, head: &ResponseHead, body: BodyKind, ke
     if let Some(protocol) = upgrade {
         out.extend_from_slice(b"connection: upgrade\r\n");
         write_field(out, b"upgrade", protocol);
-    } else if !keep_alive && head.status >= 200 {
-        out.extend_from_slice(b"connection: close\r\n");
+    } else if let Some(connection) = connection {
+        write_field(out, b"connection", connection.as_bytes());
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What to say of the connection: persistence goes without saying in HTTP/1.1, closing in HTTP/1.0 (RFC 9112 section 9.3).
+pub fn connection_option(version: Version, keep_alive: bool) -> Option<&'static str> {
+    match (version, keep_alive) {
+        (Version::Http10, true) => Some("keep-alive"),
+        (Version::Http10, false) | (_, true) => None,
+        (_, false) => Some("close"),
+    }
 }
 
 fn write_length(out: &mut Vec<u8>, n: u64) {
@@ -141,7 +170,11 @@ pub fn http2_request(head: &RequestHead) -> Result<http::Request<()>, http::Erro
         .authority(if head.authority.is_empty() { "unknown" } else { head.authority.as_str() })
         .path_and_query(if head.target.is_empty() { "/" } else { head.target.as_str() })
         .build()?;
-    let mut request = http::Request::builder().method(head.method.as_str()).uri(uri).version(http::Version::HTTP_2).body(())?;
+    let mut request = http::Request::builder()
+        .method(head.method.as_str())
+        .uri(uri)
+        .version(http::Version::HTTP_2)
+        .body(())?;
     *request.headers_mut() = header_map(&head.headers);
     Ok(request)
 }
@@ -182,7 +215,9 @@ impl AddressText {
 /// A version 4 UUID (RFC 9562). It tells requests apart and is no secret.
 fn uuid(mut random: impl FnMut() -> u64) -> [u8; 36] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let bits = (u128::from(random()) << 64 | u128::from(random())) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let bits = (u128::from(random()) << 64 | u128::from(random())) & !(0xf << 76) & !(0x3 << 62)
+        | (0x4 << 76)
+        | (0x2 << 62);
     let mut text = [b'-'; 36];
     let mut shift = 128;
     for (at, byte) in text.iter_mut().enumerate() {
@@ -217,17 +252,29 @@ mod tests {
     #[test]
     fn a_connections_own_fields_stay_behind() {
         let head = forwarded(&[
-            ("connection", "close, X-Mine"), ("x-mine", "1"), ("keep-alive", "5"), ("te", "gzip"), ("proxy-connection", "x"),
-            ("x-forwarded-client-cert", "forged"), ("x-envoy-internal", "true"), ("x-request-id", "theirs"), ("a", "b"),
+            ("connection", "close, X-Mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "5"),
+            ("te", "gzip"),
+            ("proxy-connection", "x"),
+            ("x-forwarded-client-cert", "forged"),
+            ("x-envoy-internal", "true"),
+            ("x-request-id", "theirs"),
+            ("a", "b"),
         ]);
-        let names: Vec<_> = head.headers.iter().map(|(_, n, _)| String::from_utf8_lossy(n).into_owned()).collect();
+        let names: Vec<_> =
+            head.headers.iter().map(|(_, n, _)| String::from_utf8_lossy(n).into_owned()).collect();
         assert_eq!(names, ["a", "x-forwarded-for", "x-forwarded-proto", "x-request-id"]);
         assert_ne!(head.headers.get("x-request-id"), Some(&b"theirs"[..]));
     }
 
     #[test]
     fn connection_cannot_take_away_what_frames_or_identifies() {
-        let head = forwarded(&[("connection", "cookie, x-forwarded-for"), ("cookie", "a=b"), ("x-forwarded-for", "1.1.1.1")]);
+        let head = forwarded(&[
+            ("connection", "cookie, x-forwarded-for"),
+            ("cookie", "a=b"),
+            ("x-forwarded-for", "1.1.1.1"),
+        ]);
         assert_eq!(head.headers.get("cookie"), Some(&b"a=b"[..]));
         assert_eq!(head.headers.get("x-forwarded-for"), Some(&b"1.1.1.1,10.0.0.1"[..]));
     }

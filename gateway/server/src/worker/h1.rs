@@ -50,7 +50,9 @@ pub async fn await_preface(worker: &Rc<Worker>, mut stream: Stream) -> Option<(S
                 // A partial preface: rare enough to look again a little later.
                 deadline.set(HEADER);
                 tokio::time::sleep(Duration::from_millis(5)).await;
-                if n >= 4 { return Some((stream, true)); }
+                if n >= 4 {
+                    return Some((stream, true));
+                }
             }
             Ok(Ok(n)) => return Some((stream, seen[..n] == *PREFACE)),
         }
@@ -98,7 +100,12 @@ async fn wait_for_request(worker: &Worker, stream: &mut Stream, deadline: &Deadl
 use std::future::Future;
 
 /// Requests in quick succession. Returns the stream once it goes quiet, nothing once it is over.
-async fn active(worker: &Rc<Worker>, conn: &Rc<Connection>, stream: Stream, deadline: &Deadline) -> Option<Stream> {
+async fn active(
+    worker: &Rc<Worker>,
+    conn: &Rc<Connection>,
+    stream: Stream,
+    deadline: &Deadline,
+) -> Option<Stream> {
     let mut side = Box::new(H1Side::new(stream, worker.buffers.take(), worker.take_out()));
     let mut request = Request::default();
     loop {
@@ -119,7 +126,8 @@ async fn active(worker: &Rc<Worker>, conn: &Rc<Connection>, stream: Stream, dead
         }
         request.started = started;
         let keep = request.keep_alive;
-        let (back, reusable) = exchange::exchange(worker, conn, Side::H1(side), &mut request, deadline).await?;
+        let (back, reusable) =
+            exchange::exchange(worker, conn, Side::H1(side), &mut request, deadline).await?;
         let Side::H1(back) = back else { return None };
         side = back;
         if !reusable || !keep || worker.draining.get() {
@@ -140,7 +148,12 @@ async fn read_first(side: &mut H1Side, deadline: &Deadline) -> Option<bool> {
 }
 
 /// `Ok(false)`: the client went away or was too slow.
-async fn read_head(side: &mut H1Side, request: &mut Request, conn: &Connection, deadline: &Deadline) -> Result<bool, Malformed> {
+async fn read_head(
+    side: &mut H1Side,
+    request: &mut Request,
+    conn: &Connection,
+    deadline: &Deadline,
+) -> Result<bool, Malformed> {
     loop {
         if let Some(used) = parse(side.input.filled(), request, conn)? {
             side.input.consume(used);
@@ -172,7 +185,8 @@ fn parse(input: &[u8], request: &mut Request, conn: &Connection) -> Result<Optio
     request.body = parsed.body;
     request.keep_alive = parsed.keep_alive;
     request.expects_continue = parsed.expects_continue && parsed.body != BodyKind::None;
-    request.upgrade = parsed.upgrade.then(|| head.headers.get_id(HeaderId::Upgrade).unwrap_or_default().to_vec());
+    request.upgrade =
+        parsed.upgrade.then(|| head.headers.get_id(HeaderId::Upgrade).unwrap_or_default().to_vec());
     Ok(Some(parsed.len))
 }
 
@@ -225,11 +239,19 @@ pub(super) fn set_target(head: &mut RequestHead, target: &str) -> Result<(), Mal
     Ok(())
 }
 
-async fn refuse(worker: &Rc<Worker>, conn: &Rc<Connection>, mut side: Box<H1Side>, request: &mut Request, why: Malformed, started: Instant, deadline: &Deadline) {
+async fn refuse(
+    worker: &Rc<Worker>,
+    conn: &Rc<Connection>,
+    mut side: Box<H1Side>,
+    request: &mut Request,
+    why: Malformed,
+    started: Instant,
+    deadline: &Deadline,
+) {
     request.head.clear();
     request.started = started;
     let answer = local::Answer::new(why.status(), why.as_str(), "DPE", "bad request\n");
-    local::write_h1(&mut side, &answer, &Method::Get, false);
+    local::write_h1(&mut side, &answer, &request.head, false);
     deadline.set(HEADER);
     let _ = with_deadline(deadline, poll_fn(|cx| side.poll_flush(cx))).await;
     exchange::record_refusal(worker, conn, request, &answer);

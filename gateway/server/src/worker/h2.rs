@@ -74,7 +74,12 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
     }
 }
 
-async fn stream_exchange(worker: &Rc<Worker>, conn: &Connection, incoming: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+async fn stream_exchange(
+    worker: &Rc<Worker>,
+    conn: &Connection,
+    incoming: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
     let mut request = Request { started, ..Request::default() };
@@ -97,7 +102,11 @@ async fn stream_exchange(worker: &Rc<Worker>, conn: &Connection, incoming: http:
 }
 
 /// The same rules as for HTTP/1, before the head can become HTTP/1 (RFC 9113 section 8.3).
-fn read_head(request: &mut Request, parts: &http::request::Parts, recv: &RecvStream) -> Result<(), Malformed> {
+fn read_head(
+    request: &mut Request,
+    parts: &http::request::Parts,
+    recv: &RecvStream,
+) -> Result<(), Malformed> {
     let head = &mut request.head;
     head.version = Version::Http2;
     head.method = Method::from_bytes(parts.method.as_str().as_bytes());

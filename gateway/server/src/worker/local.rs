@@ -2,9 +2,10 @@
 
 use std::borrow::Cow;
 
-use fieldgate_core::{HeaderId, Headers, Method};
+use fieldgate_core::{HeaderId, Headers, Method, RequestHead};
 use fieldgate_wire::h1::BodyKind;
 
+use super::forward::connection_option;
 use super::side::{H1Side, write_field};
 
 /// A response of the gateway's own, with who is to blame.
@@ -24,7 +25,12 @@ pub struct Answer {
 
 impl Answer {
     /// An answer without more fields than its body needs.
-    pub fn new(status: u16, details: impl Into<Cow<'static, str>>, flags: &'static str, body: &'static str) -> Self {
+    pub fn new(
+        status: u16,
+        details: impl Into<Cow<'static, str>>,
+        flags: &'static str,
+        body: &'static str,
+    ) -> Self {
         Self { status, details: details.into(), flags, headers: Headers::new(), body: Cow::Borrowed(body) }
     }
 
@@ -65,16 +71,16 @@ fn code_text(code: u8) -> String {
 }
 
 /// Puts the answer into the side's output.
-pub fn write_h1(side: &mut H1Side, answer: &Answer, method: &Method, keep_alive: bool) {
+pub fn write_h1(side: &mut H1Side, answer: &Answer, request: &RequestHead, keep_alive: bool) {
     write_status(&mut side.out, answer.status);
     for (_, name, value) in answer.fields().iter() {
         write_field(&mut side.out, name, value);
     }
-    if !keep_alive {
-        side.out.extend_from_slice(b"connection: close\r\n");
+    if let Some(connection) = connection_option(request.version, keep_alive) {
+        write_field(&mut side.out, b"connection", connection.as_bytes());
     }
     side.out.extend_from_slice(b"\r\n");
-    if *method != Method::Head && answer.status != 304 {
+    if request.method != Method::Head && answer.status != 304 {
         side.out.extend_from_slice(answer.body.as_bytes());
     }
     side.begin_body(BodyKind::None);
@@ -83,7 +89,12 @@ pub fn write_h1(side: &mut H1Side, answer: &Answer, method: &Method, keep_alive:
 /// Appends the status line.
 pub fn write_status(out: &mut Vec<u8>, status: u16) {
     out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend([b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8, b' ']);
+    out.extend([
+        b'0' + (status / 100) as u8,
+        b'0' + (status / 10 % 10) as u8,
+        b'0' + (status % 10) as u8,
+        b' ',
+    ]);
     let reason = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("");
     out.extend_from_slice(reason.as_bytes());
     out.extend_from_slice(b"\r\n");

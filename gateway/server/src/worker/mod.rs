@@ -105,11 +105,8 @@ impl WorkerHandle {
 
 /// Starts a worker.
 pub fn spawn(index: usize, shared: Arc<Shared>) -> io::Result<WorkerHandle> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .event_interval(61)
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().enable_time().event_interval(61).build()?;
     let (commands, receiver) = mpsc::unbounded_channel();
     let finished = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let end = finished.clone();
@@ -246,7 +243,8 @@ impl Worker {
             .snapshot
             .rules()
             .filter_map(|rule| {
-                let chosen = chosen.get(rule.slot as usize).filter(|c| c.rule.as_ref() == Some(&rule.ir.id))?;
+                let chosen =
+                    chosen.get(rule.slot as usize).filter(|c| c.rule.as_ref() == Some(&rule.ir.id))?;
                 let counts = &chosen.counts;
                 let names = rule.ir.backends.iter().map(|b| match &b.target {
                     fieldgate_core::ir::BackendTarget::Pool(key) => key.to_string(),
@@ -280,7 +278,11 @@ impl Connection {
             let entry = list.rsplit(',').nth(trusted_hops as usize - 1)?.trim();
             entry.parse().ok()
         };
-        if trusted_hops == 0 { self.peer.ip().to_canonical() } else { nth().unwrap_or(self.peer.ip().to_canonical()) }
+        if trusted_hops == 0 {
+            self.peer.ip().to_canonical()
+        } else {
+            nth().unwrap_or(self.peer.ip().to_canonical())
+        }
     }
 }
 

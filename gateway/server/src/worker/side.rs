@@ -53,7 +53,10 @@ impl From<h2::Error> for SideError {
 }
 
 fn truncated() -> SideError {
-    SideError::Io(io::Error::new(io::ErrorKind::UnexpectedEof, "connection closed before the message was complete"))
+    SideError::Io(io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        "connection closed before the message was complete",
+    ))
 }
 
 /// What a source has.
@@ -173,7 +176,11 @@ impl H1Side {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Option<Headers>,
+    ) -> Poll<Result<Piece, SideError>> {
         loop {
             match &mut self.read {
                 Read::Done | Read::Length(0) => {
@@ -309,7 +316,17 @@ fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
             headers.remove_if(|id, _, _| {
                 use fieldgate_core::HeaderId as Id;
                 id.is_hop_by_hop()
-                    || matches!(id, Id::ContentLength | Id::Host | Id::Te | Id::Trailer | Id::Cookie | Id::SetCookie | Id::XForwardedFor | Id::XForwardedClientCert)
+                    || matches!(
+                        id,
+                        Id::ContentLength
+                            | Id::Host
+                            | Id::Te
+                            | Id::Trailer
+                            | Id::Cookie
+                            | Id::SetCookie
+                            | Id::XForwardedFor
+                            | Id::XForwardedClientCert
+                    )
             });
             Ok(Some(headers))
         }
@@ -322,7 +339,11 @@ fn httparse_empty<'a>() -> httparse::Header<'a> {
 }
 
 impl H2Side {
-    fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Option<Headers>,
+    ) -> Poll<Result<Piece, SideError>> {
         if !self.current.is_empty() {
             return Poll::Ready(Ok(Piece::Data(self.current.len())));
         }
@@ -355,7 +376,13 @@ impl H2Side {
     }
 
     /// `last`: no byte and no trailer follows these.
-    fn poll_write_body(&mut self, cx: &mut Context<'_>, data: &[u8], owned: Option<&mut Bytes>, last: bool) -> Poll<Result<usize, SideError>> {
+    fn poll_write_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        data: &[u8],
+        owned: Option<&mut Bytes>,
+        last: bool,
+    ) -> Poll<Result<usize, SideError>> {
         let Some(send) = &mut self.send else { return Poll::Ready(Err(SideError::Io(too_much()))) };
         send.reserve_capacity(data.len());
         let n = loop {
@@ -390,7 +417,11 @@ impl H2Side {
 
 impl Side {
     /// What comes next of the body.
-    pub fn poll_body(&mut self, cx: &mut Context<'_>, trailers: &mut Option<Headers>) -> Poll<Result<Piece, SideError>> {
+    pub fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        trailers: &mut Option<Headers>,
+    ) -> Poll<Result<Piece, SideError>> {
         match self {
             Self::H1(s) => s.poll_body(cx, trailers),
             Self::H2(s) => s.poll_body(cx, trailers),
@@ -483,7 +514,12 @@ impl Transfer {
     }
 
     /// Moves what can be moved. Back-pressure is that nothing is read which the sink did not take.
-    pub fn poll(&mut self, cx: &mut Context<'_>, from: &mut Side, to: &mut Side) -> Poll<Result<(), TransferError>> {
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Side,
+        to: &mut Side,
+    ) -> Poll<Result<(), TransferError>> {
         use TransferError::{Sink, Source};
         while !self.ended {
             let piece = match from.poll_body(cx, &mut self.trailers) {
@@ -505,14 +541,18 @@ impl Transfer {
                 Piece::Data(len) => {
                     let last = from.ends_after(len);
                     let moved = match to {
-                        Side::H1(s) => ready!(s.poll_write_body(cx, from.data(len))).map_err(|e| Sink(e.into()))?,
+                        Side::H1(s) => {
+                            ready!(s.poll_write_body(cx, from.data(len))).map_err(|e| Sink(e.into()))?
+                        }
                         Side::H2(s) => match from {
                             Side::H2(f) => {
                                 let mut owned = f.current.clone();
-                                ready!(s.poll_write_body(cx, &f.current[..len], Some(&mut owned), last)).map_err(Sink)?
+                                ready!(s.poll_write_body(cx, &f.current[..len], Some(&mut owned), last))
+                                    .map_err(Sink)?
                             }
                             Side::H1(f) => {
-                                ready!(s.poll_write_body(cx, &f.input.filled()[..len], None, last)).map_err(Sink)?
+                                ready!(s.poll_write_body(cx, &f.input.filled()[..len], None, last))
+                                    .map_err(Sink)?
                             }
                         },
                     };
@@ -548,7 +588,9 @@ pub fn header_map(headers: &Headers) -> http::HeaderMap {
         if id.is_hop_by_hop() {
             continue;
         }
-        let (Ok(name), Ok(value)) = (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value)) else {
+        let (Ok(name), Ok(value)) =
+            (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value))
+        else {
             continue;
         };
         map.append(name, value);

@@ -86,7 +86,12 @@ impl Upstreams {
     }
 
     /// A stream's worth of an HTTP/2 connection, opened if need be. `true`: it was open before.
-    pub async fn http2(&self, slot: u32, address: SocketAddr, limits: &PoolLimits) -> io::Result<(SendRequest<Bytes>, StreamGuard, bool)> {
+    pub async fn http2(
+        &self,
+        slot: u32,
+        address: SocketAddr,
+        limits: &PoolLimits,
+    ) -> io::Result<(SendRequest<Bytes>, StreamGuard, bool)> {
         if let Some(shared) = self.free_stream(slot, address) {
             return Ok((shared.send.clone(), shared.take(), true));
         }
@@ -99,7 +104,8 @@ impl Upstreams {
             .enable_push(false)
             .max_send_buffer_size(256 * 1024);
         let handshake = builder.handshake::<_, Bytes>(stream.into_io());
-        let (send, connection) = bounded(limits.connect_timeout, handshake).await?.map_err(io::Error::other)?;
+        let (send, connection) =
+            bounded(limits.connect_timeout, handshake).await?.map_err(io::Error::other)?;
         let shared = Shared {
             send,
             streams: Rc::default(),
@@ -151,7 +157,8 @@ impl Upstreams {
             });
             let keep = pool.map_or(Duration::ZERO, |p| p.ir.limits.idle_timeout);
             endpoint.shared.retain(|s| {
-                let idle = s.streams.get() == 0 && (!known || !keep.is_zero() && now.duration_since(s.used.get()) >= keep);
+                let idle = s.streams.get() == 0
+                    && (!known || !keep.is_zero() && now.duration_since(s.used.get()) >= keep);
                 s.alive.get() && !idle
             });
             known || !endpoint.idle.is_empty() || !endpoint.shared.is_empty()

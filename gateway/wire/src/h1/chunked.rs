@@ -180,8 +180,18 @@ mod tests {
     #[test]
     fn bad_framing_is_refused() {
         for bad in [
-            "g\r\n", "\r\n", "3\nabc\r\n", "3\rabc", "3 \r\nabc\r\n", "3\r\nabcX\r\n", "3;\x01\r\n", "+3\r\nabc\r\n",
-            "0x3\r\nabc\r\n", "fffffffffffffffff\r\n", "3\r\nabc\n0\r\n\r\n", "0\r\na: b\n\r\n",
+            "g\r\n",
+            "\r\n",
+            "3\nabc\r\n",
+            "3\rabc",
+            "3 \r\nabc\r\n",
+            "3\r\nabcX\r\n",
+            "3;\x01\r\n",
+            "+3\r\nabc\r\n",
+            "0x3\r\nabc\r\n",
+            "fffffffffffffffff\r\n",
+            "3\r\nabc\n0\r\n\r\n",
+            "0\r\na: b\n\r\n",
         ] {
             assert!(decode(bad.as_bytes(), 1).is_err(), "{bad:?}");
         }

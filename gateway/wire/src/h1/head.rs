@@ -255,7 +255,8 @@ pub fn valid_authority(authority: &str) -> bool {
         },
     };
     let name = host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~'));
-    name && !host.is_empty() && port.is_some_and(|p| p.len() <= 5 && p.parse::<u16>().is_ok() && !p.starts_with('+'))
+    name && !host.is_empty()
+        && port.is_some_and(|p| p.len() <= 5 && p.parse::<u16>().is_ok() && !p.starts_with('+'))
 }
 
 fn need_more<T>(input: &[u8], limits: &HeadLimits) -> Result<Option<T>, Malformed> {
