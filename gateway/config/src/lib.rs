@@ -13,6 +13,7 @@ pub mod translate;
 pub mod yaml;
 
 pub use diagnostic::Diagnostic;
+pub use status::ObjectStatus;
 pub use store::{FileChange, Store, StoreChange};
 pub use translate::Translator;
 
@@ -23,7 +24,6 @@ use fieldgate_core::ir;
 pub struct Configuration {
     store: Store,
     translator: Translator,
-    config: ir::Config,
 }
 
 /// What a change of files came to.
@@ -44,21 +44,8 @@ impl Configuration {
     pub fn apply(&mut self, files: Vec<FileChange>) -> Outcome {
         let change = self.store.apply(files);
         let translation = self.translator.apply(&change);
-        let changed = match &translation.touched {
-            ir::Touched::All => self.config != translation.config,
-            // Routes that came out equal kept their place, so this costs what the changed routes cost.
-            ir::Touched::Routes(keys) => {
-                let (old, new) = (&self.config.routes, &translation.config.routes);
-                keys.iter().any(|k| match (old.get(k), new.get(k)) {
-                    (Some(a), Some(b)) => !std::sync::Arc::ptr_eq(a, b),
-                    (None, None) => false,
-                    _ => true,
-                })
-            }
-        };
-        self.config = translation.config.clone();
         let diagnostics = self.diagnostics();
-        Outcome { config: translation.config, touched: translation.touched, diagnostics, changed }
+        Outcome { config: translation.config, touched: translation.touched, diagnostics, changed: translation.changed }
     }
 
     /// Everything that is wrong, in the order of file and line.
@@ -67,6 +54,16 @@ impl Configuration {
         all.extend(self.translator.diagnostics());
         all.sort_by(Diagnostic::by_place);
         all
+    }
+
+    /// What Gateway API reports of listeners beside conditions.
+    pub fn listener_statuses(&self) -> Vec<status::ListenerStatus> {
+        self.translator.listener_statuses()
+    }
+
+    /// The `metadata.generation` of the version of an object that its conditions are about.
+    pub fn observed_generation(&self, key: &document::ObjectKey) -> Option<i64> {
+        self.translator.observed_generation(key)
     }
 
     /// The status of every object that has one.

@@ -31,3 +31,19 @@ pub struct ObjectStatus {
     /// Its conditions.
     pub conditions: Vec<Condition>,
 }
+
+/// What Gateway API reports of a listener beside its conditions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerStatus {
+    /// The Gateway's namespace.
+    pub namespace: String,
+    /// The Gateway's name.
+    pub gateway: String,
+    /// The listener's name.
+    pub listener: String,
+    /// How many routes are attached.
+    pub attached_routes: usize,
+    /// The kinds of routes that may attach.
+    pub supported_kinds: Vec<&'static str>,
+}

@@ -1,10 +1,10 @@
 //! References from routes to what answers: which pool is meant, and whether the reference is allowed.
 
-use fieldgate_core::ir::{BackendTarget, ObjectKey, Pool, PoolKey};
-use imbl::OrdMap;
-use std::sync::Arc;
+use fieldgate_core::ir::{BackendTarget, ObjectKey, PoolKey};
 
 use super::Objects;
+use super::pools::twin_kind;
+use super::routes::Surroundings;
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::{Kind, Spec};
@@ -71,11 +71,11 @@ impl Unresolved {
 /// The pool that a reference means.
 pub(crate) fn resolve(
     route: &Object,
-    objects: &Objects,
-    pools: &OrdMap<PoolKey, Arc<Pool>>,
+    around: &Surroundings<'_>,
     r: &BackendRef<'_>,
     grpc: bool,
 ) -> Result<PoolKey, Unresolved> {
+    let Surroundings { objects, pools, hosts, .. } = around;
     let group = r.group.unwrap_or("");
     let kind = r.kind.unwrap_or("Service");
     let namespace = r.namespace.unwrap_or(&route.namespace);
@@ -107,59 +107,56 @@ pub(crate) fn resolve(
             hint: Some(wanted.hint()),
         });
     }
-    let port = match (kind, r.port) {
-        ("Pool", _) => 0,
-        (_, Some(port)) => port as u16,
-        (_, None) => {
-            return Err(Unresolved {
-                reason: "InvalidValue",
-                field: "port",
-                message: format!("a {kind} needs a port"),
-                hint: None,
-            });
-        }
+    let Some(wanted) = pool_key(r, &route.namespace) else {
+        return Err(Unresolved {
+            reason: "InvalidValue",
+            field: "port",
+            message: format!("a {kind} needs a port"),
+            hint: None,
+        });
     };
-    let kind: &'static str = match kind {
+    // Hosts of ServiceEntries are visible everywhere unless they say otherwise (Istio `exportTo`).
+    let wanted = match wanted.object.kind {
+        "Hostname" if r.namespace.is_none() => {
+            hosts.find(&wanted.object.name, wanted.port, namespace).unwrap_or(wanted)
+        }
+        _ => wanted,
+    };
+    let twin = PoolKey { object: twin_of(&wanted.object), port: wanted.port };
+    if grpc && pools.contains_key(&twin) {
+        return Ok(twin);
+    }
+    if pools.contains_key(&wanted) {
+        return Ok(wanted);
+    }
+    Err(not_found(around, &wanted))
+}
+
+/// The key that a reference of a known kind means, if it states all that is needed.
+pub(crate) fn pool_key(r: &BackendRef<'_>, own_namespace: &str) -> Option<PoolKey> {
+    let kind = match r.kind.unwrap_or("Service") {
         "Pool" => "Pool",
         "Hostname" => "Hostname",
         _ => "Service",
     };
-    let find = |kind: &'static str| {
-        let object = ObjectKey { kind, namespace: namespace.into(), name: r.name.into() };
-        pools.get_key_value(&PoolKey { object, port }).map(|(k, _)| k.clone())
-    };
-    // A gRPC route may use a pool's twin that speaks HTTP/2 (see `pools`).
-    let twin: Option<&'static str> = match (grpc, kind) {
-        (true, "Pool") => Some("Pool (gRPC)"),
-        (true, "Service") => Some("Service (gRPC)"),
-        (true, "Hostname") => Some("Hostname (gRPC)"),
-        _ => None,
-    };
-    if let Some(key) = twin.and_then(find).or_else(|| find(kind)) {
-        return Ok(key);
-    }
-    // Hosts of ServiceEntries are visible everywhere unless they say otherwise.
-    if kind == "Hostname"
-        && let Some((key, _)) = pools
-            .iter()
-            .find(|(k, _)| k.object.kind == "Hostname" && *k.object.name == *r.name && k.port == port)
-    {
-        return Ok(key.clone());
-    }
-    Err(not_found(objects, pools, kind, namespace, r.name, port))
+    let port = if kind == "Pool" { 0 } else { u16::try_from(r.port?).ok()? };
+    let namespace = r.namespace.unwrap_or(own_namespace).into();
+    Some(PoolKey { object: ObjectKey { kind, namespace, name: r.name.into() }, port })
 }
 
-fn not_found(
-    objects: &Objects,
-    pools: &OrdMap<PoolKey, Arc<Pool>>,
-    kind: &'static str,
-    namespace: &str,
-    name: &str,
-    port: u16,
-) -> Unresolved {
+fn twin_of(object: &ObjectKey) -> ObjectKey {
+    ObjectKey { kind: twin_kind(object.kind), ..object.clone() }
+}
+
+fn not_found(around: &Surroundings<'_>, wanted: &PoolKey) -> Unresolved {
+    let Surroundings { objects, pools, .. } = around;
+    let ObjectKey { kind, namespace, name } = &wanted.object;
+    let port = wanted.port;
+    let first = PoolKey { object: wanted.object.clone(), port: 0 };
     let ports: Vec<String> = pools
-        .keys()
-        .filter(|k| k.object.kind == kind && *k.object.namespace == *namespace && *k.object.name == *name)
+        .range(first..)
+        .map(|(k, _)| k)
+        .take_while(|k| k.object == wanted.object)
         .map(|k| k.port.to_string())
         .collect();
     if !ports.is_empty() {
@@ -170,15 +167,21 @@ fn not_found(
             hint: Some(format!("its ports: {}", ports.join(", "))),
         };
     }
-    let names = match kind {
+    let names = match *kind {
         "Pool" => objects.names(Kind::Pool, namespace),
         "Service" => objects.names(Kind::Service, namespace),
-        _ => pools.keys().filter(|k| k.object.kind == kind).map(|k| k.object.name.to_string()).collect(),
+        _ => pools.keys().filter(|k| k.object.kind == *kind).map(|k| k.object.name.to_string()).collect(),
     };
-    Unresolved {
-        reason: "BackendNotFound",
-        field: "name",
-        message: format!("there is no {kind} {namespace}/{name}"),
-        hint: did_you_mean_hint(name, names.iter().map(String::as_str)),
-    }
+    let unusable = match *kind {
+        "Pool" => objects.get(Kind::Pool, namespace, name).is_some(),
+        "Service" => objects.get(Kind::Service, namespace, name).is_some(),
+        _ => false,
+    };
+    let (message, hint) = if unusable {
+        (format!("{kind} {namespace}/{name} has nothing that can be reached"), None)
+    } else {
+        let hint = did_you_mean_hint(name, names.iter().map(String::as_str));
+        (format!("there is no {kind} {namespace}/{name}"), hint)
+    };
+    Unresolved { reason: "BackendNotFound", field: "name", message, hint }
 }

@@ -155,9 +155,19 @@ fn path<P: Serialize>(path: &P, matches: &[Match], field: &str) -> Result<PathRe
     let path: PathModifier = serde_json::to_value(path)
         .and_then(serde_json::from_value)
         .map_err(|e| (field.to_owned(), e.to_string()))?;
+    let plain = |text: &str, part: &str| {
+        let fits = text.bytes().all(|b| b.is_ascii_graphic() && b != b'?' && b != b'#')
+            && (text.is_empty() || text.starts_with('/'));
+        let message = || format!("\"{text}\" is not a path: it begins with / and has no spaces, ? or #");
+        if fits { Ok(()) } else { Err((format!("{field}.{part}"), message())) }
+    };
     match (path.replace_full_path, path.replace_prefix_match) {
-        (Some(full), None) => Ok(PathRewrite::Full(full.into())),
+        (Some(full), None) => {
+            plain(&full, "replaceFullPath")?;
+            Ok(PathRewrite::Full(full.into()))
+        }
         (None, Some(prefix)) => {
+            plain(&prefix, "replacePrefixMatch")?;
             if matches.iter().any(|m| !matches!(m.path, PathMatch::Prefix(_))) {
                 return Err((
                     format!("{field}.replacePrefixMatch"),

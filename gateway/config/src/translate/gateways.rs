@@ -1,6 +1,6 @@
 //! Gateways to listeners.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,34 +12,39 @@ use gateway_api::experimental::gateways::{
 use imbl::OrdMap;
 
 use super::backends::{Reference, granted};
-use super::{Notes, Objects};
+use super::{Notes, NotesOf, Objects};
+use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::{Kind, Spec};
+use crate::status::ListenerStatus;
 
 /// The class that needs not be written.
 const CLASS: &str = "fieldgate";
 /// How many proxies in front of the gateway are to be believed.
 const TRUSTED_HOPS: &str = "fieldgate.dev/trusted-hops";
-const GROUP: &str = "gateway.networking.k8s.io";
+pub(crate) const GROUP: &str = "gateway.networking.k8s.io";
 
 /// All listeners, with what routes need to know to attach.
 #[derive(Debug, Default)]
 pub(crate) struct Gateways {
     pub listeners: BTreeMap<ListenerKey, ir::Listener>,
     by_gateway: BTreeMap<(Arc<str>, Arc<str>), Vec<ListenerInfo>>,
+    /// Gateways of other classes: somebody else's.
+    others: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
 /// A listener as a route sees it.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct ListenerInfo {
     pub key: ListenerKey,
     pub port: u16,
     pub hostname: Option<Hostname>,
     from: Allowed,
-    kinds: Vec<String>,
+    /// The kinds of routes that may attach.
+    kinds: Vec<&'static str>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum Allowed {
     Same,
     All,
@@ -47,49 +52,60 @@ enum Allowed {
 }
 
 impl Gateways {
-    pub fn of(&self, namespace: &str, name: &str) -> Option<&Vec<ListenerInfo>> {
-        self.by_gateway.get(&(Arc::from(namespace), Arc::from(name)))
+    pub fn of(&self, namespace: &str, name: &str) -> Option<&[ListenerInfo]> {
+        self.by_gateway.get(&(Arc::from(namespace), Arc::from(name))).map(Vec::as_slice)
+    }
+
+    /// Whether that Gateway is there and another controller's.
+    pub fn is_other(&self, namespace: &str, name: &str) -> bool {
+        self.others.contains(&(Arc::from(namespace), Arc::from(name)))
     }
 
     pub fn names(&self, namespace: &str) -> Vec<String> {
         self.by_gateway.keys().filter(|(ns, _)| **ns == *namespace).map(|(_, n)| n.to_string()).collect()
     }
 
-    /// Says on every listener how many routes are attached.
-    pub fn count_routes(
-        &self,
-        routes: &OrdMap<ObjectKey, Arc<ir::Route>>,
-        notes: &mut BTreeMap<ObjectKey, Notes>,
-    ) {
+    /// Whether routes cannot tell the two apart.
+    pub fn looks_like(&self, other: &Self) -> bool {
+        self.by_gateway == other.by_gateway && self.others == other.others
+    }
+
+    /// What is reported of listeners beside conditions.
+    pub fn statuses(&self, routes: &OrdMap<ObjectKey, Arc<ir::Route>>) -> Vec<ListenerStatus> {
         let mut counts: BTreeMap<&ListenerKey, usize> = BTreeMap::new();
         for attachment in routes.values().flat_map(|r| &r.attachments) {
             *counts.entry(&attachment.listener).or_default() += 1;
         }
-        for key in self.listeners.keys() {
-            let gateway =
-                ObjectKey { kind: "Gateway", namespace: key.namespace.clone(), name: key.gateway.clone() };
-            let attached = counts.get(key).copied().unwrap_or_default();
-            let of_listener = notes.entry(gateway).or_default().conditions.iter_mut();
-            for condition in of_listener.filter(|c| c.part == *key.name && c.kind == "Programmed") {
-                condition.message = format!("{attached} routes attached");
-            }
-        }
+        let infos = self.by_gateway.values().flatten();
+        infos
+            .map(|info| ListenerStatus {
+                namespace: info.key.namespace.to_string(),
+                gateway: info.key.gateway.to_string(),
+                listener: info.key.name.to_string(),
+                attached_routes: counts.get(&info.key).copied().unwrap_or_default(),
+                supported_kinds: info.kinds.clone(),
+            })
+            .collect()
     }
 }
 
 impl ListenerInfo {
-    /// Whether a route of this kind and namespace may attach.
-    pub fn allows(&self, objects: &Objects, namespace: &str, kind: &str) -> bool {
-        let by_kind = self.kinds.is_empty() || self.kinds.iter().any(|k| k == kind);
-        let by_namespace = match &self.from {
+    pub fn allows_kind(&self, kind: &str) -> bool {
+        self.kinds.contains(&kind)
+    }
+
+    pub fn allows_namespace(&self, objects: &Objects, namespace: &str) -> bool {
+        match &self.from {
             Allowed::All => true,
             Allowed::Same => *self.key.namespace == *namespace,
-            Allowed::Selector(selector) => objects
-                .of(Kind::Namespace)
-                .find(|o| *o.name == *namespace)
-                .is_some_and(|o| selects(selector, &o.labels)),
-        };
-        by_kind && by_namespace
+            Allowed::Selector(selector) => {
+                // Kubernetes puts this label on every namespace, so that it holds where none is written, too.
+                let mut labels =
+                    objects.get(Kind::Namespace, "", namespace).map(|o| o.labels.clone()).unwrap_or_default();
+                labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+                selects(selector, &labels)
+            }
+        }
     }
 }
 
@@ -109,49 +125,29 @@ fn selects(selector: &Selector, labels: &BTreeMap<String, String>) -> bool {
         })
 }
 
-pub(crate) fn translate(objects: &Objects, notes: &mut BTreeMap<ObjectKey, Notes>) -> Gateways {
+pub(crate) fn translate(objects: &Objects, notes: &mut NotesOf) -> Gateways {
     let mut gateways = Gateways::default();
-    let mut ports: BTreeMap<(u16, IpAddr), Vec<(ListenerKey, Option<Hostname>, bool)>> = BTreeMap::new();
+    let mut taken = Taken::default();
     // Older first, so that a conflict is the newcomer's (Gateway API).
-    let mut all: Vec<&Arc<Object>> = objects.of(Kind::Gateway).collect();
-    all.sort_by_key(|o| (o.creation_timestamp.is_none(), o.creation_timestamp, o.key()));
-    for object in all {
+    for object in objects.by_age(Kind::Gateway) {
         let Spec::Gateway(spec) = &object.spec else { continue };
         let note = notes.entry(object.key()).or_default();
+        let own = (object.namespace.clone(), object.name.clone());
         if spec.gateway_class_name != CLASS {
-            note.diagnostics.push(
-                object
-                    .warning(
-                        "OtherGatewayClass",
-                        "spec.gatewayClassName",
-                        format!(
-                            "this Gateway belongs to class \"{}\" and is left alone",
-                            spec.gateway_class_name
-                        ),
-                    )
-                    .hint("Fieldgate serves Gateways of class \"fieldgate\""),
-            );
+            let message =
+                format!("this Gateway belongs to class \"{}\" and is left alone", spec.gateway_class_name);
+            let warning = object.warning("OtherGatewayClass", "spec.gatewayClassName", message);
+            note.diagnostics.push(warning.hint("Fieldgate serves Gateways of class \"fieldgate\""));
+            gateways.others.insert(own);
             continue;
         }
         let hosts = addresses(object, spec, note);
-        let mut programmed = 0;
-        for (at, listener) in spec.listeners.iter().enumerate() {
-            let Some(translated) = one(object, at, listener, &hosts, objects, note) else { continue };
-            let tls = translated.tls.is_some();
-            let conflict = hosts.iter().find_map(|ip| {
-                let taken = ports.get(&(listener.port as u16, *ip))?;
-                taken.iter().find_map(|(key, hostname, other_tls)| {
-                    if *other_tls != tls {
-                        Some(("ProtocolConflict", key.clone()))
-                    } else if *hostname == translated.hostname {
-                        Some(("HostnameConflict", key.clone()))
-                    } else {
-                        None
-                    }
-                })
-            });
-            if let Some((reason, other)) = conflict {
+        let mut programmed = Vec::new();
+        for (at, listener) in spec.listeners.iter().enumerate().filter(|_| !hosts.is_empty()) {
+            let Some(translated) = one(object, spec, at, &hosts, objects, note) else { continue };
+            if let Some((reason, other)) = taken.claim(&translated, listener.port as u16, &hosts) {
                 let message = format!("port {} is taken by listener {other}", listener.port);
+                note.part(&listener.name, "Accepted", false, reason, message.clone());
                 note.part(&listener.name, "Conflicted", true, reason, message.clone());
                 note.part(&listener.name, "Programmed", false, "Invalid", message.clone());
                 note.diagnostics.push(
@@ -161,43 +157,75 @@ pub(crate) fn translate(objects: &Objects, notes: &mut BTreeMap<ObjectKey, Notes
                 );
                 continue;
             }
-            for ip in &hosts {
-                ports.entry((listener.port as u16, *ip)).or_default().push((
-                    translated.key.clone(),
-                    translated.hostname.clone(),
-                    tls,
-                ));
-            }
             note.part(&listener.name, "Accepted", true, "Accepted", "");
+            note.part(&listener.name, "Conflicted", false, "NoConflicts", "");
             note.part(&listener.name, "Programmed", true, "Programmed", "");
-            programmed += 1;
-            let info = info(listener, &translated);
-            gateways
-                .by_gateway
-                .entry((object.namespace.clone(), object.name.clone()))
-                .or_default()
-                .push(info);
+            programmed.push(info(object, at, listener, &translated, note));
             gateways.listeners.insert(translated.key.clone(), translated);
         }
-        let all_well = programmed == spec.listeners.len();
-        gateways.by_gateway.entry((object.namespace.clone(), object.name.clone())).or_default();
-        note.condition(
-            "Accepted",
-            all_well || programmed > 0,
-            if all_well { "Accepted" } else { "ListenersNotValid" },
-            "",
-        );
-        note.condition(
-            "Programmed",
-            programmed > 0,
-            if programmed > 0 { "Programmed" } else { "Invalid" },
-            "",
-        );
+        gateway_conditions(spec, &hosts, programmed.len(), note);
+        gateways.by_gateway.insert(own, programmed);
     }
     gateways
 }
 
-fn info(listener: &GatewayListeners, translated: &ir::Listener) -> ListenerInfo {
+fn gateway_conditions(spec: &GatewaySpec, hosts: &[IpAddr], programmed: usize, note: &mut Notes) {
+    let asked = spec.addresses.as_ref().map_or(0, Vec::len);
+    if hosts.len() < asked.max(1) {
+        let message = "not every address of spec.addresses can be bound";
+        note.condition("Accepted", !hosts.is_empty(), "UnsupportedAddress", message);
+    } else if programmed < spec.listeners.len() {
+        let message = format!("{programmed} of {} listeners are valid", spec.listeners.len());
+        note.condition("Accepted", programmed > 0, "ListenersNotValid", message);
+    } else {
+        note.condition("Accepted", true, "Accepted", "");
+    }
+    let reason = if programmed > 0 { "Programmed" } else { "Invalid" };
+    note.condition("Programmed", programmed > 0, reason, "");
+}
+
+/// Which listener has which port of which address.
+#[derive(Default)]
+struct Taken(BTreeMap<(u16, IpAddr), Vec<Claim>>);
+
+struct Claim {
+    key: ListenerKey,
+    hostname: Option<Hostname>,
+    tls: bool,
+}
+
+impl Taken {
+    /// Claims the port for a listener; what stands against it otherwise, and nothing is claimed.
+    fn claim(
+        &mut self,
+        listener: &ir::Listener,
+        port: u16,
+        hosts: &[IpAddr],
+    ) -> Option<(&'static str, ListenerKey)> {
+        let tls = listener.tls.is_some();
+        for claim in hosts.iter().filter_map(|ip| self.0.get(&(port, *ip))).flatten() {
+            if claim.tls != tls {
+                return Some(("ProtocolConflict", claim.key.clone()));
+            }
+            if claim.hostname == listener.hostname {
+                return Some(("HostnameConflict", claim.key.clone()));
+            }
+        }
+        for ip in hosts {
+            let claim = Claim { key: listener.key.clone(), hostname: listener.hostname.clone(), tls };
+            self.0.entry((port, *ip)).or_default().push(claim);
+        }
+        None
+    }
+}
+
+fn info(
+    object: &Object,
+    at: usize,
+    listener: &GatewayListeners,
+    translated: &ir::Listener,
+    note: &mut Notes,
+) -> ListenerInfo {
     let allowed = listener.allowed_routes.as_ref();
     let namespaces = allowed.and_then(|a| a.namespaces.as_ref());
     let from = match namespaces.and_then(|n| n.from.as_ref()) {
@@ -212,11 +240,43 @@ fn info(listener: &GatewayListeners, translated: &ir::Listener) -> ListenerInfo 
         port: listener.port as u16,
         hostname: translated.hostname.clone(),
         from,
-        kinds: allowed
-            .and_then(|a| a.kinds.as_ref())
-            .map(|k| k.iter().map(|k| k.kind.clone()).collect())
-            .unwrap_or_default(),
+        kinds: route_kinds(object, at, listener, note),
     }
+}
+
+/// The kinds of routes that a listener takes, and whether all its references hold.
+fn route_kinds(
+    object: &Object,
+    at: usize,
+    listener: &GatewayListeners,
+    note: &mut Notes,
+) -> Vec<&'static str> {
+    const SERVED: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
+    let asked = listener.allowed_routes.as_ref().and_then(|a| a.kinds.as_ref()).filter(|k| !k.is_empty());
+    let Some(asked) = asked else {
+        note.part(&listener.name, "ResolvedRefs", true, "ResolvedRefs", "");
+        return SERVED.to_vec();
+    };
+    let mut kinds = Vec::new();
+    let mut unknown = None;
+    for (index, k) in asked.iter().enumerate() {
+        let group = k.group.as_deref().unwrap_or(GROUP);
+        match SERVED.into_iter().find(|s| *s == k.kind && group == GROUP) {
+            Some(served) => kinds.push(served),
+            None => {
+                let message = format!("routes of kind {} of group \"{group}\" are not served", k.kind);
+                let field = format!("spec.listeners[{at}].allowedRoutes.kinds[{index}]");
+                let error = object.error("InvalidRouteKinds", &field, message.clone());
+                note.diagnostics.push(error.hint("HTTPRoute or GRPCRoute"));
+                unknown.get_or_insert(message);
+            }
+        }
+    }
+    match unknown {
+        None => note.part(&listener.name, "ResolvedRefs", true, "ResolvedRefs", ""),
+        Some(message) => note.part(&listener.name, "ResolvedRefs", false, "InvalidRouteKinds", message),
+    }
+    kinds
 }
 
 fn addresses(object: &Object, spec: &GatewaySpec, note: &mut Notes) -> Vec<IpAddr> {
@@ -255,12 +315,13 @@ fn addresses(object: &Object, spec: &GatewaySpec, note: &mut Notes) -> Vec<IpAdd
 
 fn one(
     object: &Object,
+    spec: &GatewaySpec,
     at: usize,
-    listener: &GatewayListeners,
     hosts: &[IpAddr],
     objects: &Objects,
     note: &mut Notes,
 ) -> Option<ir::Listener> {
+    let listener = spec.listeners.get(at)?;
     let field = |rest: &str| format!("spec.listeners[{at}].{rest}");
     let https = match listener.protocol.as_str() {
         "HTTP" => false,
@@ -268,6 +329,7 @@ fn one(
         other => {
             let message = format!("protocol {other} is not served yet");
             note.part(&listener.name, "Accepted", false, "UnsupportedProtocol", message.clone());
+            note.part(&listener.name, "Programmed", false, "Invalid", message.clone());
             let error = object.error("UnsupportedProtocol", &field("protocol"), message);
             note.diagnostics.push(error.hint("HTTP or HTTPS"));
             return None;
@@ -277,6 +339,15 @@ fn one(
         None => None,
         Some(text) => Some(hostname(text)),
     };
+    if https && asks_client_certificates(spec, listener.port) {
+        // Serving it without them would let in whom the certificates are to keep out.
+        let message = "client certificates are not checked yet";
+        note.part(&listener.name, "Accepted", false, "UnsupportedValue", message);
+        note.part(&listener.name, "Programmed", false, "Invalid", message);
+        let error = object.error("UnsupportedValue", "spec.tls.frontend", message);
+        note.diagnostics.push(error.hint("until then, a listener that asks for them is not opened"));
+        return None;
+    }
     let tls = if https { Some(Arc::new(tls(object, at, listener, objects, note)?)) } else { None };
     let trusted_hops = match object.annotations.get(TRUSTED_HOPS).map(|v| v.parse()) {
         None => 0,
@@ -307,6 +378,15 @@ fn one(
     })
 }
 
+/// Whether clients of a port are to show certificates.
+fn asks_client_certificates(spec: &GatewaySpec, port: i32) -> bool {
+    let Some(frontend) = spec.tls.as_ref().and_then(|t| t.frontend.as_ref()) else { return false };
+    match frontend.per_port.iter().flatten().find(|p| p.port == port) {
+        Some(own) => own.tls.validation.is_some(),
+        None => frontend.default.validation.is_some(),
+    }
+}
+
 /// A host name pattern; the document layer has checked it.
 pub(crate) fn hostname(text: &str) -> Hostname {
     let text = text.to_ascii_lowercase();
@@ -325,7 +405,13 @@ fn tls(
 ) -> Option<ir::ListenerTls> {
     let field = |rest: &str| format!("spec.listeners[{at}].tls{rest}");
     let mut refuse = |reason: &'static str, place: String, message: String, hint: &str| {
-        note.part(&listener.name, "ResolvedRefs", false, reason, message.clone());
+        match reason {
+            "UnsupportedProtocol" => note.part(&listener.name, "Accepted", false, reason, message.clone()),
+            _ => {
+                note.part(&listener.name, "Accepted", true, "Accepted", "");
+                note.part(&listener.name, "ResolvedRefs", false, reason, message.clone());
+            }
+        }
         note.part(&listener.name, "Programmed", false, "Invalid", message.clone());
         note.diagnostics.push(object.error(reason, &place, message).hint(hint));
     };
@@ -382,24 +468,19 @@ fn tls(
             );
             return None;
         }
-        match objects.get(Kind::Secret, namespace, &reference.name).map(|o| certificate(o)) {
-            Some(Some(certificate)) => certificates.push(Arc::new(certificate)),
-            Some(None) => {
-                refuse(
-                    "InvalidCertificateRef",
-                    place,
-                    format!("Secret {namespace}/{} lacks tls.crt or tls.key", reference.name),
-                    "its type should be kubernetes.io/tls",
-                );
-                return None;
-            }
-            None => {
-                refuse(
-                    "InvalidCertificateRef",
-                    place,
-                    format!("there is no Secret {namespace}/{}", reference.name),
-                    "is it in the directory?",
-                );
+        let Some(secret) = objects.get(Kind::Secret, namespace, &reference.name) else {
+            let names = objects.names(Kind::Secret, namespace);
+            let hint = did_you_mean_hint(&reference.name, names.iter().map(String::as_str))
+                .unwrap_or_else(|| "is its file among those that are read?".to_owned());
+            let message = format!("there is no Secret {namespace}/{}", reference.name);
+            refuse("InvalidCertificateRef", format!("{place}.name"), message, &hint);
+            return None;
+        };
+        match certificate(secret) {
+            Ok(certificate) => certificates.push(Arc::new(certificate)),
+            Err(why) => {
+                let message = format!("Secret {namespace}/{} {why}", reference.name);
+                refuse("InvalidCertificateRef", place, message, "it should be of type kubernetes.io/tls");
                 return None;
             }
         }
@@ -408,16 +489,23 @@ fn tls(
         .and_then(|t| t.options.as_ref())
         .and_then(|o| o.get("fieldgate.dev/min-tls-version"))
         .is_some_and(|v| v == "1.3");
-    note.part(&listener.name, "ResolvedRefs", true, "ResolvedRefs", "");
     Some(ir::ListenerTls { certificates, min_tls13 })
 }
 
-fn certificate(object: &Object) -> Option<ir::Certificate> {
-    let Spec::Secret(secret) = &object.spec else { return None };
-    let data = secret.data.as_ref()?;
-    Some(ir::Certificate {
+/// Only what can be told without parsing; the rest is found where TLS is set up.
+fn certificate(object: &Object) -> Result<ir::Certificate, String> {
+    let Spec::Secret(secret) = &object.spec else { return Err("is none".to_owned()) };
+    let part = |name: &str, marker: &str| {
+        let bytes = secret.data.as_ref().and_then(|d| d.get(name)).map(|b| b.0.as_slice());
+        let bytes = bytes.filter(|b| !b.is_empty()).ok_or_else(|| format!("has no {name}"))?;
+        match memchr::memmem::find(bytes, marker.as_bytes()) {
+            Some(_) => Ok(bytes.into()),
+            None => Err(format!("has a {name} without PEM")),
+        }
+    };
+    Ok(ir::Certificate {
         origin: format!("Secret {}/{}", object.namespace, object.name).into(),
-        chain_pem: data.get("tls.crt")?.0.as_slice().into(),
-        key_pem: data.get("tls.key")?.0.as_slice().into(),
+        chain_pem: part("tls.crt", "-----BEGIN CERTIFICATE-----")?,
+        key_pem: part("tls.key", "PRIVATE KEY-----")?,
     })
 }

@@ -1,15 +1,21 @@
 //! Objects to IR: what the documents mean together.
 //!
-//! The translator keeps all objects and what each became. A change of routes alone costs what those routes cost; a change
-//! of anything that routes refer to makes them all be looked at again, but what comes out equal keeps its place in
-//! memory, so that nothing after it has work to do. There is no IO here, and nothing decides about a request.
+//! The work is done in stages: gateways, pools, policies, split policies, routes. A stage is redone when objects that it
+//! looks at changed, and the routes after it only when what they see of it changed: a route alone costs what that route
+//! costs, endpoints alone cost the pools, a certificate costs the listeners. Whatever comes out equal keeps its place in
+//! memory, so that nothing after it has work to do. The result is that of a translation from scratch; a property test
+//! holds it to that. There is no IO here, and nothing decides about a request.
 
 mod backends;
 mod filters;
 mod gateways;
+mod matches;
 mod policies;
 mod pools;
 mod routes;
+mod splits;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +26,7 @@ use imbl::OrdMap;
 use crate::diagnostic::Diagnostic;
 use crate::document::{Object, ObjectKey};
 use crate::kinds::Kind;
-use crate::status::{Condition, ObjectStatus};
+use crate::status::{Condition, ListenerStatus, ObjectStatus};
 use crate::store::StoreChange;
 
 /// What a change of objects came to.
@@ -28,18 +34,36 @@ use crate::store::StoreChange;
 pub struct Translation {
     /// The whole configuration.
     pub config: ir::Config,
-    /// Which parts may differ from the one before.
+    /// The routes that differ from the configuration before.
     pub touched: ir::Touched,
+    /// Whether anything differs from the configuration before.
+    pub changed: bool,
 }
 
 /// All objects and what they became.
 #[derive(Debug, Default)]
 pub struct Translator {
-    pub(crate) objects: Objects,
+    objects: Objects,
     config: ir::Config,
     gateways: gateways::Gateways,
-    notes: BTreeMap<ObjectKey, Notes>,
+    pools: pools::Pools,
+    splits: splits::SplitPolicies,
+    notes: StageNotes,
 }
+
+/// What is said of objects, by the stage that says it.
+#[derive(Debug, Default)]
+struct StageNotes {
+    gateways: NotesOf,
+    pools: NotesOf,
+    policies: NotesOf,
+    splits: NotesOf,
+    conditions: BTreeMap<ObjectKey, Vec<Condition>>,
+    /// Of routes. Only those that have any: this is walked on every change.
+    problems: BTreeMap<ObjectKey, Vec<Diagnostic>>,
+}
+
+pub(crate) type NotesOf = BTreeMap<ObjectKey, Notes>;
 
 /// All objects, by kind.
 #[derive(Debug, Default)]
@@ -54,6 +78,195 @@ pub(crate) struct Notes {
     pub conditions: Vec<Condition>,
 }
 
+/// What a change touches.
+#[derive(Debug, Default)]
+struct Dirt {
+    kinds: BTreeSet<Kind>,
+    /// Kinds of which an object came or went.
+    membership: BTreeSet<Kind>,
+    routes: BTreeSet<ObjectKey>,
+    /// What GRPCRoutes refer to is another set than before.
+    grpc_targets: bool,
+}
+
+impl Translator {
+    /// Takes a change in and translates what it touches.
+    pub fn apply(&mut self, change: &StoreChange) -> Translation {
+        let before = self.config.clone();
+        let mut dirt = self.take_in(change);
+        let mut all_routes = dirt.any(&[Kind::ReferenceGrant, Kind::Namespace]);
+        let gateways = dirt.any(&[Kind::Gateway, Kind::Secret, Kind::ReferenceGrant]);
+        if gateways {
+            all_routes |= self.redo_gateways();
+        }
+        if dirt.grpc_targets || dirt.any(pools::SOURCES) || dirt.any(&[Kind::ReferenceGrant]) {
+            all_routes |= self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
+        }
+        if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {
+            self.redo_policies();
+        }
+        if dirt.any(&[Kind::SplitPolicy]) || dirt.routes.iter().any(|k| self.splits.is_target(k)) {
+            dirt.routes.extend(self.redo_splits());
+        }
+        if all_routes {
+            dirt.routes.extend(before.routes.keys().cloned());
+            for kind in [Kind::HttpRoute, Kind::GrpcRoute] {
+                dirt.routes.extend(self.objects.of(kind).map(|o| o.key()));
+            }
+        }
+        let touched: Vec<ObjectKey> = dirt.routes.into_iter().filter(|key| self.redo_route(key)).collect();
+        let changed = !touched.is_empty()
+            || !self.config.listeners.ptr_eq(&before.listeners)
+            || !self.config.pools.ptr_eq(&before.pools)
+            || !self.config.policies.ptr_eq(&before.policies);
+        Translation { config: self.config.clone(), touched: ir::Touched::Routes(touched), changed }
+    }
+
+    /// What is wrong with objects that are well-formed.
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        let stages = self.notes.stages().into_iter().flat_map(BTreeMap::values).flat_map(|n| &n.diagnostics);
+        stages.chain(self.notes.problems.values().flatten()).cloned().collect()
+    }
+
+    /// The status of every object that has one.
+    pub fn statuses(&self) -> Vec<ObjectStatus> {
+        let stages = self.notes.stages().into_iter().flatten().map(|(key, notes)| (key, &notes.conditions));
+        let mut statuses: Vec<ObjectStatus> = stages
+            .chain(&self.notes.conditions)
+            .filter(|(_, conditions)| !conditions.is_empty())
+            .map(|(key, conditions)| ObjectStatus {
+                kind: key.kind,
+                namespace: key.namespace.to_string(),
+                name: key.name.to_string(),
+                conditions: conditions.clone(),
+            })
+            .collect();
+        statuses.sort_by(|a, b| (a.kind, &a.namespace, &a.name).cmp(&(b.kind, &b.namespace, &b.name)));
+        statuses
+    }
+
+    /// What Gateway API reports of listeners beside conditions.
+    pub fn listener_statuses(&self) -> Vec<ListenerStatus> {
+        self.gateways.statuses(&self.config.routes)
+    }
+
+    /// The `metadata.generation` of the version of an object that its conditions are about.
+    pub fn observed_generation(&self, key: &ObjectKey) -> Option<i64> {
+        let kind = Kind::from_name(key.kind)?;
+        self.objects.get(kind, &key.namespace, &key.name).map(|o| o.generation)
+    }
+
+    fn take_in(&mut self, change: &StoreChange) -> Dirt {
+        let mut dirt = Dirt::default();
+        for object in &change.upserted {
+            let old =
+                self.objects.by_kind.entry(object.kind).or_default().insert(object.key(), object.clone());
+            self.note_change(object.key(), object.kind, old.as_deref(), Some(object), &mut dirt);
+        }
+        for key in &change.removed {
+            let Some(kind) = Kind::from_name(key.kind) else { continue };
+            let old = self.objects.by_kind.get_mut(&kind).and_then(|objects| objects.remove(key));
+            self.note_change(key.clone(), kind, old.as_deref(), None, &mut dirt);
+        }
+        dirt
+    }
+
+    fn note_change(
+        &mut self,
+        key: ObjectKey,
+        kind: Kind,
+        old: Option<&Object>,
+        new: Option<&Object>,
+        dirt: &mut Dirt,
+    ) {
+        dirt.kinds.insert(kind);
+        if old.is_some() != new.is_some() {
+            dirt.membership.insert(kind);
+        }
+        if kind == Kind::GrpcRoute {
+            dirt.grpc_targets |= self.pools.note_grpc_route(old, new);
+        }
+        if matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+            dirt.routes.insert(key);
+        }
+    }
+
+    /// Says whether routes see something else than before; so do the other stages.
+    fn redo_gateways(&mut self) -> bool {
+        self.notes.gateways.clear();
+        let gateways = gateways::translate(&self.objects, &mut self.notes.gateways);
+        self.config.listeners = merge(&self.config.listeners, gateways.listeners.clone());
+        let seen_otherwise = !gateways.looks_like(&self.gateways);
+        self.gateways = gateways;
+        seen_otherwise
+    }
+
+    fn redo_pools(&mut self) -> bool {
+        self.notes.pools.clear();
+        let pools = self.pools.translate(&self.objects, &mut self.notes.pools);
+        let same_keys = pools.len() == self.config.pools.len() && pools.keys().eq(self.config.pools.keys());
+        self.config.pools = merge(&self.config.pools, pools);
+        self.pools.index_hosts(&self.objects) || !same_keys
+    }
+
+    fn redo_policies(&mut self) {
+        self.notes.policies.clear();
+        let policies = policies::translate(&self.objects, &self.gateways, &mut self.notes.policies);
+        self.config.policies = merge(&self.config.policies, policies);
+    }
+
+    fn redo_splits(&mut self) -> BTreeSet<ObjectKey> {
+        self.notes.splits.clear();
+        let splits = splits::SplitPolicies::of(&self.objects, &mut self.notes.splits);
+        let affected = splits.differences(&self.splits);
+        self.splits = splits;
+        affected
+    }
+
+    /// Translates one route, or forgets it, and says whether it differs from before.
+    fn redo_route(&mut self, key: &ObjectKey) -> bool {
+        let object = Kind::from_name(key.kind).and_then(|k| self.objects.get(k, &key.namespace, &key.name));
+        self.notes.problems.remove(key);
+        let Some(object) = object else {
+            self.notes.conditions.remove(key);
+            return self.config.routes.remove(key).is_some();
+        };
+        let mut notes = Notes::default();
+        let surroundings = routes::Surroundings {
+            objects: &self.objects,
+            gateways: &self.gateways,
+            pools: &self.config.pools,
+            hosts: self.pools.hosts(),
+            splits: &self.splits,
+        };
+        let route = routes::translate(object, &surroundings, &mut notes);
+        if !notes.diagnostics.is_empty() {
+            self.notes.problems.insert(key.clone(), notes.diagnostics);
+        }
+        self.notes.conditions.insert(key.clone(), notes.conditions);
+        match route {
+            Some(route) if self.config.routes.get(key).is_some_and(|old| **old == route) => false,
+            Some(route) => {
+                self.config.routes.insert(key.clone(), Arc::new(route));
+                true
+            }
+            None => self.config.routes.remove(key).is_some(),
+        }
+    }
+}
+
+impl Dirt {
+    fn any(&self, kinds: &[Kind]) -> bool {
+        kinds.iter().any(|k| self.kinds.contains(k))
+    }
+}
+
+impl StageNotes {
+    fn stages(&self) -> [&NotesOf; 4] {
+        [&self.gateways, &self.pools, &self.policies, &self.splits]
+    }
+}
+
 impl Objects {
     pub fn of(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
         self.by_kind.get(&kind).into_iter().flat_map(BTreeMap::values)
@@ -66,6 +279,13 @@ impl Objects {
 
     pub fn names(&self, kind: Kind, namespace: &str) -> Vec<String> {
         self.of(kind).filter(|o| *o.namespace == *namespace).map(|o| o.name.to_string()).collect()
+    }
+
+    /// Older objects first: where two claim the same, Gateway API gives it to the older, then to the first by name.
+    pub fn by_age(&self, kind: Kind) -> Vec<&Arc<Object>> {
+        let mut all: Vec<&Arc<Object>> = self.of(kind).collect();
+        all.sort_by_cached_key(|o| (o.creation_timestamp.is_none(), o.creation_timestamp, o.key()));
+        all
     }
 }
 
@@ -95,106 +315,6 @@ impl Notes {
             reason,
             message: message.into(),
         });
-    }
-}
-
-impl Translator {
-    /// Takes a change in and translates what it touches.
-    pub fn apply(&mut self, change: &StoreChange) -> Translation {
-        let mut kinds = BTreeSet::new();
-        let mut keys = Vec::new();
-        for object in &change.upserted {
-            kinds.insert(object.kind);
-            keys.push(object.key());
-            self.objects.by_kind.entry(object.kind).or_default().insert(object.key(), object.clone());
-        }
-        for key in &change.removed {
-            let Some(kind) = Kind::from_name(key.kind) else { continue };
-            kinds.insert(kind);
-            keys.push(key.clone());
-            if let Some(objects) = self.objects.by_kind.get_mut(&kind) {
-                objects.remove(key);
-            }
-            self.notes.remove(key);
-        }
-        let routes_only = kinds.iter().all(|k| matches!(k, Kind::HttpRoute | Kind::GrpcRoute));
-        if routes_only {
-            let context = self.split_policies();
-            for key in &keys {
-                self.route(key, &context);
-            }
-            return Translation { config: self.config.clone(), touched: ir::Touched::Routes(keys) };
-        }
-        self.everything();
-        Translation { config: self.config.clone(), touched: ir::Touched::All }
-    }
-
-    /// What is wrong with objects that are well-formed.
-    pub fn diagnostics(&self) -> Vec<Diagnostic> {
-        self.notes.values().flat_map(|n| n.diagnostics.iter().cloned()).collect()
-    }
-
-    /// The status of every object that has one.
-    pub fn statuses(&self) -> Vec<ObjectStatus> {
-        self.notes
-            .iter()
-            .filter(|(_, notes)| !notes.conditions.is_empty())
-            .map(|(key, notes)| ObjectStatus {
-                kind: key.kind,
-                namespace: key.namespace.to_string(),
-                name: key.name.to_string(),
-                conditions: notes.conditions.clone(),
-            })
-            .collect()
-    }
-
-    fn everything(&mut self) {
-        self.notes.clear();
-        let gateways = gateways::translate(&self.objects, &mut self.notes);
-        self.config.listeners = merge(&self.config.listeners, gateways.listeners.clone());
-        self.gateways = gateways;
-        let pools = pools::translate(&self.objects, &mut self.notes);
-        self.config.pools = merge(&self.config.pools, pools);
-        let policies = policies::translate(&self.objects, &self.gateways, &mut self.notes);
-        self.config.policies = merge(&self.config.policies, policies);
-        let context = self.split_policies();
-        let mut keys: Vec<ObjectKey> = self.config.routes.keys().cloned().collect();
-        for kind in [Kind::HttpRoute, Kind::GrpcRoute] {
-            keys.extend(self.objects.of(kind).map(|o| o.key()));
-        }
-        keys.sort();
-        keys.dedup();
-        for key in &keys {
-            self.route(key, &context);
-        }
-        self.gateways.count_routes(&self.config.routes, &mut self.notes);
-    }
-
-    fn split_policies(&mut self) -> routes::SplitPolicies {
-        routes::SplitPolicies::of(&self.objects, &mut self.notes)
-    }
-
-    /// Translates one route, or forgets it.
-    fn route(&mut self, key: &ObjectKey, splits: &routes::SplitPolicies) {
-        let Some(object) =
-            Kind::from_name(key.kind).and_then(|k| self.objects.get(k, &key.namespace, &key.name))
-        else {
-            self.config.routes.remove(key);
-            return;
-        };
-        let mut notes = Notes::default();
-        let route =
-            routes::translate(object, &self.objects, &self.gateways, &self.config.pools, splits, &mut notes);
-        self.notes.insert(key.clone(), notes);
-        match route {
-            Some(route) if self.config.routes.get(key).is_some_and(|old| **old == route) => {}
-            Some(route) => {
-                self.config.routes.insert(key.clone(), Arc::new(route));
-            }
-            None => {
-                self.config.routes.remove(key);
-            }
-        }
     }
 }
 

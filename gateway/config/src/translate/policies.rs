@@ -8,10 +8,11 @@ use fieldgate_core::ir::{
 };
 use ipnet::IpNet;
 
-use super::gateways::Gateways;
+use super::gateways::{GROUP, Gateways, ListenerInfo};
 use super::{Notes, Objects};
+use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
-use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, Source};
+use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, PolicyTargetRef, Source};
 use crate::kinds::{Kind, Spec};
 
 /// Policies here apply to every namespace (Istio's root namespace).
@@ -30,14 +31,7 @@ pub(crate) fn translate(
     for object in objects.of(Kind::AuthorizationPolicy) {
         let Spec::AuthorizationPolicy(spec) = &object.spec else { continue };
         let note = notes.entry(object.key()).or_default();
-        let listeners = match targets(object, spec, gateways) {
-            Ok(listeners) => listeners,
-            Err((reason, field, message)) => {
-                note.condition("Accepted", false, reason, message.clone());
-                note.diagnostics.push(object.error(reason, &field, message));
-                continue;
-            }
-        };
+        let listeners = targets(object, spec, gateways, note);
         let dry_run = object.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
         let action = match spec.action {
             Action::Allow | Action::Custom => PolicyAction::Allow,
@@ -48,20 +42,24 @@ pub(crate) fn translate(
         match rules(spec) {
             Ok(rules) => {
                 policy.rules = rules;
-                note.condition("Accepted", true, "Accepted", "");
+                if note.conditions.is_empty() {
+                    note.condition("Accepted", true, "Accepted", "");
+                }
             }
             Err((reason, field, message)) => {
+                note.conditions.clear();
                 note.condition("Accepted", false, reason, message.clone());
                 let error = object.error(reason, &field, message);
+                // These two never refuse a request, so that nothing is opened by leaving them out.
+                if dry_run || action == PolicyAction::Audit {
+                    note.diagnostics.push(error.hint("until this is resolved, the policy reports nothing"));
+                    continue;
+                }
                 note.diagnostics.push(
                     error.hint("until this is resolved, the policy refuses every request to its gateways"),
                 );
-                if action == PolicyAction::Audit {
-                    continue;
-                }
                 // A DENY rule without conditions matches everything.
                 policy.action = PolicyAction::Deny;
-                policy.dry_run = false;
                 policy.rules = vec![PolicyRule::default()];
             }
         }
@@ -70,33 +68,35 @@ pub(crate) fn translate(
     policies
 }
 
-/// The listeners that a policy applies to.
+/// The listeners that a policy applies to. A target that is not there takes none of the others away.
 fn targets(
     object: &Object,
     spec: &AuthorizationPolicySpec,
     gateways: &Gateways,
-) -> Result<Vec<ListenerKey>, Problem> {
+    note: &mut Notes,
+) -> Vec<ListenerKey> {
     let root = *object.namespace == *ROOT;
-    let refs: Vec<_> = spec.target_ref.iter().chain(&spec.target_refs).collect();
+    let single = spec.target_ref.iter().map(|t| ("spec.targetRef".to_owned(), t));
+    let many = spec.target_refs.iter().enumerate().map(|(at, t)| (format!("spec.targetRefs[{at}]"), t));
+    let refs: Vec<_> = single.chain(many).collect();
     if !refs.is_empty() {
-        let mut listeners = Vec::new();
-        for (at, target) in refs.iter().enumerate() {
-            let field = format!("spec.targetRefs[{at}]");
-            if target.kind != "Gateway" {
-                let message = format!(
-                    "a policy of this gateway can be attached to a Gateway, not to a {}",
-                    target.kind
-                );
-                return Err(("InvalidKind", format!("{field}.kind"), message));
+        let mut listeners: Vec<ListenerKey> = Vec::new();
+        for (place, target) in refs {
+            match target_gateway(object, target, gateways) {
+                Ok(infos) => listeners.extend(infos.iter().map(|i| i.key.clone())),
+                Err((reason, field, message, hint)) => {
+                    if note.conditions.is_empty() {
+                        note.condition("Accepted", false, reason, message.clone());
+                    }
+                    let mut error = object.error(reason, &format!("{place}.{field}"), message);
+                    error.hint = hint;
+                    note.diagnostics.push(error);
+                }
             }
-            let found = gateways.of(&object.namespace, &target.name);
-            let Some(infos) = found else {
-                let message = format!("there is no Gateway {}/{}", object.namespace, target.name);
-                return Err(("TargetNotFound", format!("{field}.name"), message));
-            };
-            listeners.extend(infos.iter().map(|i| i.key.clone()));
         }
-        return Ok(listeners);
+        listeners.sort();
+        listeners.dedup();
+        return listeners;
     }
     let selector = spec.selector.as_ref().map(|s| &s.match_labels);
     let selected =
@@ -106,7 +106,33 @@ fn targets(
                 .flatten()
                 .all(|(k, v)| l.labels.iter().any(|(name, value)| **name == **k && **value == **v))
         });
-    Ok(selected.map(|l| l.key.clone()).collect())
+    selected.map(|l| l.key.clone()).collect()
+}
+
+/// Why a target is none: reason, field, message, hint.
+type NoTarget = (&'static str, &'static str, String, Option<String>);
+
+fn target_gateway<'g>(
+    object: &Object,
+    target: &PolicyTargetRef,
+    gateways: &'g Gateways,
+) -> Result<&'g [ListenerInfo], NoTarget> {
+    if target.kind != "Gateway" || target.group.as_deref() != Some(GROUP) {
+        let group = target.group.as_deref().unwrap_or_default();
+        let message =
+            format!("a policy of this gateway cannot be attached to a {} of group \"{group}\"", target.kind);
+        let hint = format!("kind: Gateway with group: {GROUP}");
+        return Err(("InvalidKind", "kind", message, Some(hint)));
+    }
+    if target.namespace.as_deref().is_some_and(|n| *n != *object.namespace) {
+        let message = "a policy can be attached to Gateways of its own namespace only".to_owned();
+        return Err(("RefNotPermitted", "namespace", message, Some("move the policy there".into())));
+    }
+    gateways.of(&object.namespace, &target.name).ok_or_else(|| {
+        let names = gateways.names(&object.namespace);
+        let message = format!("there is no Gateway {}/{}", object.namespace, target.name);
+        ("TargetNotFound", "name", message, did_you_mean_hint(&target.name, names.iter().map(String::as_str)))
+    })
 }
 
 fn rules(spec: &AuthorizationPolicySpec) -> Result<Vec<PolicyRule>, Problem> {
@@ -224,11 +250,9 @@ fn string(text: &str) -> StringMatch {
 
 fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
     let parse = |(at, text): (usize, &String)| -> Result<StringMatch, Problem> {
-        if !text.contains('{') && !text.contains('}') {
-            return Ok(string(text));
-        }
         match template_problem(text) {
-            None => Ok(StringMatch::Template(text.as_str().into())),
+            None if is_template(text) => Ok(StringMatch::Template(text.as_str().into())),
+            None => Ok(string(text)),
             Some(why) => Err((
                 "InvalidValue",
                 format!("{place}.{field}[{at}]"),
@@ -239,26 +263,28 @@ fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, 
     list.iter().enumerate().map(parse).collect()
 }
 
-/// What Istio and Envoy refuse in a template.
-fn template_problem(text: &str) -> Option<&'static str> {
-    if !text.starts_with('/') {
-        return Some("it must begin with /");
-    }
+fn is_template(path: &str) -> bool {
+    path.contains("{*}") || path.contains("{**}")
+}
+
+/// What Istio's validation refuses (`CheckValidPathTemplate`).
+fn template_problem(path: &str) -> Option<&'static str> {
+    let literal = |b: u8| b.is_ascii_alphanumeric() || b"-._~%!$&'()+,;:@=".contains(&b);
+    let template = is_template(path);
     let mut after_many = false;
-    for segment in text.split('/') {
-        let many = segment.contains("{**}");
-        if segment.contains(['{', '}']) {
-            let rest = segment.replacen("{**}", "", 1).replacen("{*}", "", 1);
-            if rest.contains(['{', '}']) || (segment.contains("{*}") && segment != "{*}") {
-                return Some("a segment is either text or one of {*} and {**}");
+    for segment in path.trim_matches('/').split('/') {
+        match segment {
+            "{*}" | "{**}" if after_many => return Some("{**} must be the last operator"),
+            "{*}" => {}
+            "{**}" => after_many = true,
+            _ if segment.contains(['{', '}']) => {
+                return Some("braces stand only in {*} and {**}, each a whole segment");
             }
-        } else if segment.contains('*') {
-            return Some("* stands in braces in a template");
+            _ if template && (segment.is_empty() || !segment.bytes().all(literal)) => {
+                return Some("each segment is {*}, {**} or plain text");
+            }
+            _ => {}
         }
-        if after_many && segment.contains('{') {
-            return Some("nothing with braces can follow {**}");
-        }
-        after_many |= many;
     }
     None
 }

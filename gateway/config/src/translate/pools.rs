@@ -1,7 +1,8 @@
 //! Everything that has endpoints to pools: `Pool`, Service with EndpointSlices, ServiceEntry with WorkloadEntries.
 //!
-//! Each port of a Service and of a ServiceEntry is a pool. A pool that GRPCRoutes may use and whose protocol nobody
-//! stated has a twin with the kind's name and ` (gRPC)`, which speaks HTTP/2, because gRPC can be nothing else.
+//! Each port of a Service and of a ServiceEntry is a pool. A pool that a GRPCRoute refers to and whose protocol nobody
+//! stated has a twin with the kind's name and ` (gRPC)`, which speaks HTTP/2, because gRPC can be nothing else; an
+//! HTTPRoute to the same object keeps HTTP/1.1.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -16,9 +17,11 @@ use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{Notes, Objects};
+use super::backends::{BackendRef, Reference, granted, pool_key};
+use super::{Notes, NotesOf, Objects};
+use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
-use crate::kinds::fieldgate::{LoadBalancingPolicy, PoolProtocol, PoolSpec};
+use crate::kinds::fieldgate::{LoadBalancingPolicy, PoolProtocol, PoolService, PoolSpec};
 use crate::kinds::istio::{ServiceEntryPort, ServiceEntryResolution, ServiceEntrySpec, WorkloadEntrySpec};
 use crate::kinds::{Kind, Spec};
 
@@ -26,58 +29,172 @@ use crate::kinds::{Kind, Spec};
 const REFRESH: Duration = Duration::from_secs(30);
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
-pub(crate) fn translate(
-    objects: &Objects,
-    notes: &mut BTreeMap<ObjectKey, Notes>,
-) -> BTreeMap<PoolKey, Pool> {
-    let mut pools = BTreeMap::new();
-    let slices = Slices::of(objects);
-    for object in objects.of(Kind::Service) {
-        let Spec::Service(spec) = &object.spec else { continue };
-        for port in spec.ports.iter().flatten() {
-            insert(&mut pools, service_pool(object, spec, port, &slices), stated(port));
-        }
-        if spec.ports.as_ref().is_none_or(Vec::is_empty) {
-            let note = notes.entry(object.key()).or_default();
-            note.diagnostics.push(object.warning(
-                "NoPorts",
-                "spec.ports",
-                "a Service without ports cannot be a backend",
-            ));
-        }
-    }
-    for object in objects.of(Kind::ServiceEntry) {
-        let Spec::ServiceEntry(spec) = &object.spec else { continue };
-        service_entry(object, spec, objects, notes.entry(object.key()).or_default(), &mut pools);
-    }
-    // Last, because a Pool may stand for a Service.
-    for object in objects.of(Kind::Pool) {
-        let Spec::Pool(spec) = &object.spec else { continue };
-        let note = notes.entry(object.key()).or_default();
-        if let Some(pool) = pool(object, spec, &pools, note) {
-            note.condition("Accepted", true, "Accepted", "");
-            insert(&mut pools, pool, spec.protocol != PoolProtocol::Http1);
-        }
-    }
-    pools
+/// The kinds that pools are made of.
+pub(crate) const SOURCES: &[Kind] =
+    &[Kind::Service, Kind::EndpointSlice, Kind::ServiceEntry, Kind::WorkloadEntry, Kind::Pool];
+
+/// What is remembered from one translation of pools to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Pools {
+    /// What GRPCRoutes refer to, and how often.
+    grpc_targets: BTreeMap<PoolKey, usize>,
+    hosts: Hosts,
 }
 
-/// Adds a pool, with its gRPC twin where the protocol was not stated.
-fn insert(pools: &mut BTreeMap<PoolKey, Pool>, pool: Pool, stated: bool) {
-    if !stated && pool.protocol == Protocol::Http1 {
-        let kind = match pool.key.object.kind {
-            "Pool" => "Pool (gRPC)",
-            "Service" => "Service (gRPC)",
-            _ => "Hostname (gRPC)",
-        };
-        let key = PoolKey { object: ObjectKey { kind, ..pool.key.object.clone() }, port: pool.key.port };
-        pools.insert(key.clone(), Pool { key, protocol: Protocol::Http2, health: None, ..pool.clone() });
+/// Which namespaces define a host and port, and who sees it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Hosts(BTreeMap<(Arc<str>, u16), Vec<Host>>);
+
+#[derive(Debug, PartialEq)]
+struct Host {
+    namespace: Arc<str>,
+    export_to: Vec<String>,
+}
+
+impl Hosts {
+    /// The definition that a namespace sees: its own, else the oldest that is exported to it.
+    pub fn find(&self, host: &str, port: u16, from: &str) -> Option<PoolKey> {
+        let found = self.0.get(&(host.into(), port))?;
+        let own = found.iter().find(|h| *h.namespace == *from);
+        let seen = own.or_else(|| found.iter().find(|h| h.is_seen_from(from)))?;
+        Some(key("Hostname", &seen.namespace, host, port))
     }
-    pools.insert(pool.key.clone(), pool);
+}
+
+impl Host {
+    fn is_seen_from(&self, namespace: &str) -> bool {
+        self.export_to.is_empty() || self.export_to.iter().any(|e| e == "*" || e == namespace)
+    }
+}
+
+impl Pools {
+    /// Counts what a GRPCRoute refers to, and says whether the set of targets is another now.
+    pub fn note_grpc_route(&mut self, old: Option<&Object>, new: Option<&Object>) -> bool {
+        let mut other = false;
+        // New before old: what both refer to does not come and go.
+        for key in new.map(grpc_targets).unwrap_or_default() {
+            let count = self.grpc_targets.entry(key).or_default();
+            other |= *count == 0;
+            *count += 1;
+        }
+        for key in old.map(grpc_targets).unwrap_or_default() {
+            if let Some(count) = self.grpc_targets.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    other = true;
+                    self.grpc_targets.remove(&key);
+                }
+            }
+        }
+        other
+    }
+
+    pub fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    /// Says whether routes find other hosts than before.
+    pub fn index_hosts(&mut self, objects: &Objects) -> bool {
+        let mut hosts = Hosts::default();
+        for object in objects.by_age(Kind::ServiceEntry) {
+            let Spec::ServiceEntry(spec) = &object.spec else { continue };
+            for host in &spec.hosts {
+                for port in &spec.ports {
+                    hosts.0.entry((host.as_str().into(), port.number as u16)).or_default().push(Host {
+                        namespace: object.namespace.clone(),
+                        export_to: spec.export_to.clone(),
+                    });
+                }
+            }
+        }
+        let other = hosts != self.hosts;
+        self.hosts = hosts;
+        other
+    }
+
+    pub fn translate(&self, objects: &Objects, notes: &mut NotesOf) -> BTreeMap<PoolKey, Pool> {
+        let mut pools = BTreeMap::new();
+        let slices = Slices::of(objects);
+        for object in objects.of(Kind::Service) {
+            let Spec::Service(spec) = &object.spec else { continue };
+            let tcp = |p: &&ServicePort| p.protocol.as_deref().is_none_or(|p| p == "TCP");
+            for port in spec.ports.iter().flatten().filter(tcp) {
+                self.insert(&mut pools, service_pool(object, spec, port, &slices), stated(port));
+            }
+        }
+        for object in objects.by_age(Kind::ServiceEntry) {
+            let Spec::ServiceEntry(spec) = &object.spec else { continue };
+            let note = notes.entry(object.key()).or_default();
+            for (pool, stated) in service_entry(object, spec, objects, &pools, note) {
+                self.insert(&mut pools, pool, stated);
+            }
+        }
+        // Last, because a Pool may stand for a Service.
+        for object in objects.of(Kind::Pool) {
+            let Spec::Pool(spec) = &object.spec else { continue };
+            let note = notes.entry(object.key()).or_default();
+            if let Some(pool) = pool(object, spec, objects, &pools, note) {
+                note.condition("Accepted", true, "Accepted", "");
+                self.insert(&mut pools, pool, spec.protocol != PoolProtocol::Http1);
+            }
+        }
+        pools
+    }
+
+    /// Adds a pool, with its gRPC twin where the protocol was not stated and a GRPCRoute asks for it.
+    fn insert(&self, pools: &mut BTreeMap<PoolKey, Pool>, pool: Pool, stated: bool) {
+        // A GRPCRoute may leave a host's namespace open, so hosts are compared without it.
+        let asked = |pool: &Pool| match pool.key.object.kind {
+            "Hostname" => self.grpc_targets.keys().any(|k| {
+                k.object.kind == "Hostname"
+                    && k.object.name == pool.key.object.name
+                    && k.port == pool.key.port
+            }),
+            _ => self.grpc_targets.contains_key(&pool.key),
+        };
+        if !stated && pool.protocol == Protocol::Http1 && asked(&pool) {
+            let object = ObjectKey { kind: twin_kind(pool.key.object.kind), ..pool.key.object.clone() };
+            let key = PoolKey { object, port: pool.key.port };
+            pools.insert(key.clone(), Pool { key, protocol: Protocol::Http2, ..pool.clone() });
+        }
+        pools.insert(pool.key.clone(), pool);
+    }
+}
+
+/// The kind under which a pool's gRPC twin goes.
+pub(crate) fn twin_kind(kind: &str) -> &'static str {
+    match kind {
+        "Pool" => "Pool (gRPC)",
+        "Service" => "Service (gRPC)",
+        _ => "Hostname (gRPC)",
+    }
+}
+
+fn grpc_targets(route: &Object) -> Vec<PoolKey> {
+    let Spec::GrpcRoute(spec) = &route.spec else { return Vec::new() };
+    let mut keys = Vec::new();
+    for rule in spec.rules.iter().flatten() {
+        let mut refer = |group, kind, namespace, name, port| {
+            let r = BackendRef { group, kind, namespace, name, port };
+            keys.extend(pool_key(&r, &route.namespace));
+        };
+        for b in rule.backend_refs.iter().flatten() {
+            refer(b.group.as_deref(), b.kind.as_deref(), b.namespace.as_deref(), &b.name, b.port);
+            for m in b.filters.iter().flatten().filter_map(|f| f.request_mirror.as_ref()) {
+                let b = &m.backend_ref;
+                refer(b.group.as_deref(), b.kind.as_deref(), b.namespace.as_deref(), &b.name, b.port);
+            }
+        }
+        for m in rule.filters.iter().flatten().filter_map(|f| f.request_mirror.as_ref()) {
+            let b = &m.backend_ref;
+            refer(b.group.as_deref(), b.kind.as_deref(), b.namespace.as_deref(), &b.name, b.port);
+        }
+    }
+    keys
 }
 
 fn stated(port: &ServicePort) -> bool {
-    port.app_protocol.is_some() || port.name.as_deref().is_some_and(|n| n.starts_with("http"))
+    port.app_protocol.is_some() || port.name.as_deref().is_some_and(|n| protocol_named(n).is_some())
 }
 
 /// Slices by the service that they belong to.
@@ -139,20 +256,25 @@ fn target_port(slice: &EndpointSlice, port: &ServicePort) -> Option<u16> {
         Some(IntOrString::String(target)) => ports.iter().find(|p| p.name.as_deref() == Some(target)),
         _ => None,
     };
-    let found = by_name.or_else(by_target).or_else(|| (ports.len() == 1).then(|| &ports[0]))?;
+    // Slices written by hand often leave the name out.
+    let only = || ports.first().filter(|p| ports.len() == 1 && p.name.as_deref().unwrap_or("").is_empty());
+    let found = by_name.or_else(by_target).or_else(only)?;
     found.port.and_then(|p| u16::try_from(p).ok())
 }
 
 fn service_pool(object: &Object, spec: &ServiceSpec, port: &ServicePort, slices: &Slices<'_>) -> Pool {
     let protocol = match port.app_protocol.as_deref() {
-        Some("kubernetes.io/h2c" | "grpc" | "http2") => Protocol::Http2,
+        Some("kubernetes.io/h2c" | "grpc" | "http2" | "h2c") => Protocol::Http2,
         Some(_) => Protocol::Http1,
-        None => by_name(port.name.as_deref().unwrap_or("")),
+        None => port.name.as_deref().and_then(protocol_named).unwrap_or_default(),
     };
     let endpoints = match (&spec.type_, &spec.external_name) {
         (Some(kind), Some(name)) if kind == "ExternalName" => Endpoints::Dns(vec![DnsName {
             host: name.as_str().into(),
-            port: port.port as u16,
+            port: match port.target_port {
+                Some(IntOrString::Int(target)) => target as u16,
+                _ => port.port as u16,
+            },
             weight: 1,
             zone: None,
             refresh: REFRESH,
@@ -171,10 +293,11 @@ fn service_pool(object: &Object, spec: &ServiceSpec, port: &ServicePort, slices:
 }
 
 /// Istio's convention: the protocol is what stands before the first dash of the port's name.
-fn by_name(name: &str) -> Protocol {
-    match name.split('-').next() {
-        Some("http2" | "grpc" | "h2c") => Protocol::Http2,
-        _ => Protocol::Http1,
+fn protocol_named(name: &str) -> Option<Protocol> {
+    match name.split('-').next()? {
+        "http2" | "grpc" | "h2c" => Some(Protocol::Http2),
+        "http" | "http1" => Some(Protocol::Http1),
+        _ => None,
     }
 }
 
@@ -196,7 +319,18 @@ fn identity(object: &Object, host: String) -> ServiceIdentity {
     }
 }
 
-fn pool(object: &Object, spec: &PoolSpec, pools: &BTreeMap<PoolKey, Pool>, note: &mut Notes) -> Option<Pool> {
+fn pool(
+    object: &Object,
+    spec: &PoolSpec,
+    objects: &Objects,
+    pools: &BTreeMap<PoolKey, Pool>,
+    note: &mut Notes,
+) -> Option<Pool> {
+    let mut protocol = match spec.protocol {
+        PoolProtocol::Http1 => Protocol::Http1,
+        PoolProtocol::Http2 => Protocol::Http2,
+        PoolProtocol::Auto => Protocol::Auto,
+    };
     let endpoints = if let Some(list) = &spec.endpoints {
         Endpoints::Static(
             list.iter()
@@ -220,26 +354,18 @@ fn pool(object: &Object, spec: &PoolSpec, pools: &BTreeMap<PoolKey, Pool>, note:
             refresh: dns.refresh.map_or(REFRESH, |d| d.0),
         }])
     } else {
-        let service = spec.service.as_ref()?;
-        let namespace: Arc<str> = service.namespace.as_deref().map_or(object.namespace.clone(), Into::into);
-        let Some(found) = pools.get(&key("Service", &namespace, &service.name, service.port)) else {
-            let message =
-                format!("there is no Service {namespace}/{} with port {}", service.name, service.port);
-            note.condition("Accepted", false, "BackendNotFound", message.clone());
-            note.diagnostics.push(object.error("BackendNotFound", "spec.service", message));
-            return None;
-        };
+        let found = pooled_service(object, spec.service.as_ref()?, objects, pools, note)?;
+        if protocol == Protocol::Http1 {
+            // The Service knows better than a default.
+            protocol = found.protocol;
+        }
         found.endpoints.clone()
     };
     let limits = PoolLimits::default();
     Some(Pool {
         key: key("Pool", &object.namespace, &object.name, 0),
         endpoints,
-        protocol: match spec.protocol {
-            PoolProtocol::Http1 => Protocol::Http1,
-            PoolProtocol::Http2 => Protocol::Http2,
-            PoolProtocol::Auto => Protocol::Auto,
-        },
+        protocol,
         balance: match spec.load_balancing.policy {
             LoadBalancingPolicy::LeastRequest => Balance::LeastRequest,
             LoadBalancingPolicy::RoundRobin => Balance::RoundRobin,
@@ -253,6 +379,46 @@ fn pool(object: &Object, spec: &PoolSpec, pools: &BTreeMap<PoolKey, Pool>, note:
         },
         service: identity(object, format!("{}.{}.pool.fieldgate", object.name, object.namespace)),
     })
+}
+
+fn pooled_service<'p>(
+    object: &Object,
+    service: &PoolService,
+    objects: &Objects,
+    pools: &'p BTreeMap<PoolKey, Pool>,
+    note: &mut Notes,
+) -> Option<&'p Pool> {
+    let mut refuse = |reason: &'static str, field: &str, message: String, hint: Option<String>| {
+        note.condition("Accepted", false, reason, message.clone());
+        let mut error = object.error(reason, &format!("spec.service{field}"), message);
+        error.hint = hint;
+        note.diagnostics.push(error);
+        None
+    };
+    let namespace: Arc<str> = service.namespace.as_deref().map_or(object.namespace.clone(), Into::into);
+    let reference = Reference {
+        from_group: "fieldgate.dev",
+        from_kind: "Pool",
+        from_namespace: &object.namespace,
+        group: "",
+        kind: "Service",
+        namespace: &namespace,
+        name: &service.name,
+    };
+    if !granted(objects, &reference) {
+        let message = format!("Service {namespace}/{} is in another namespace", service.name);
+        return refuse("RefNotPermitted", ".namespace", message, Some(reference.hint()));
+    }
+    if let Some(found) = pools.get(&key("Service", &namespace, &service.name, service.port)) {
+        return Some(found);
+    }
+    if objects.get(Kind::Service, &namespace, &service.name).is_some() {
+        let message = format!("Service {namespace}/{} has no port {}", service.name, service.port);
+        return refuse("BackendNotFound", ".port", message, None);
+    }
+    let names = objects.names(Kind::Service, &namespace);
+    let hint = did_you_mean_hint(&service.name, names.iter().map(String::as_str));
+    refuse("BackendNotFound", ".name", format!("there is no Service {namespace}/{}", service.name), hint)
 }
 
 fn health(spec: &crate::kinds::fieldgate::HealthCheck) -> HealthCheck {
@@ -278,115 +444,132 @@ fn health(spec: &crate::kinds::fieldgate::HealthCheck) -> HealthCheck {
     }
 }
 
+/// A ServiceEntry's pools, each with whether its protocol was stated.
 fn service_entry(
     object: &Object,
     spec: &ServiceEntrySpec,
     objects: &Objects,
+    pools: &BTreeMap<PoolKey, Pool>,
     note: &mut Notes,
-    pools: &mut BTreeMap<PoolKey, Pool>,
-) {
-    let mut refuse = |field: &str, message: &str, hint: &str| {
-        note.condition("Accepted", false, "UnsupportedValue", message);
-        note.diagnostics.push(object.error("UnsupportedValue", field, message).hint(hint));
+) -> Vec<(Pool, bool)> {
+    let mut refused = None;
+    let mut refuse = |reason: &'static str, field: &str, message: &str, hint: &str| {
+        refused.get_or_insert((reason, message.to_owned()));
+        note.diagnostics.push(object.error(reason, field, message).hint(hint));
     };
+    let mut found = Vec::new();
     if matches!(spec.resolution, ServiceEntryResolution::None | ServiceEntryResolution::DynamicDns) {
-        return refuse(
-            "spec.resolution",
-            "endpoints are known only with resolution STATIC, DNS or DNS_ROUND_ROBIN",
-            "set spec.resolution",
-        );
+        let message = "endpoints are known only with resolution STATIC, DNS or DNS_ROUND_ROBIN";
+        refuse("UnsupportedValue", "spec.resolution", message, "set spec.resolution to one of these");
+        note.condition("Accepted", false, "UnsupportedValue", message);
+        return found;
+    }
+    let workloads = workloads(object, spec, objects);
+    let by_address = spec.resolution == ServiceEntryResolution::Static;
+    let mut unusable = Vec::new();
+    for (place, w, _) in workloads.iter().filter(|_| by_address) {
+        let address = w.address.as_deref().unwrap_or_default();
+        if address.parse::<IpAddr>().is_err() {
+            let message = format!("\"{address}\" is not an IP address, which resolution STATIC needs");
+            unusable.push(object.warning("UnsupportedValue", place, message).hint("for names, use DNS"));
+        }
     }
     for (at, port) in spec.ports.iter().enumerate() {
-        let protocol = port.protocol.as_deref().unwrap_or("HTTP").to_ascii_uppercase();
-        let protocol = match protocol.as_str() {
-            "HTTP" | "HTTP_PROXY" => Protocol::Http1,
-            "HTTP2" | "GRPC" | "GRPC-WEB" => Protocol::Http2,
-            other => {
-                let message = format!("a port of protocol {other} cannot be reached yet");
-                refuse(&format!("spec.ports[{at}].protocol"), &message, "HTTP, HTTP2 or GRPC");
-                continue;
-            }
+        let Some(protocol) = entry_protocol(port) else {
+            let written = port.protocol.as_deref().unwrap_or_default();
+            let message = format!("a port of protocol {written} cannot be reached yet");
+            refuse(
+                "UnsupportedProtocol",
+                &format!("spec.ports[{at}].protocol"),
+                &message,
+                "HTTP, HTTP2 or GRPC",
+            );
+            continue;
         };
         for (index, host) in spec.hosts.iter().enumerate() {
+            let place = format!("spec.hosts[{index}]");
             if host.contains('*') {
-                refuse(
-                    &format!("spec.hosts[{index}]"),
-                    "a wildcard host cannot be a backend",
-                    "name each host",
-                );
+                if at == 0 {
+                    let message = "a wildcard host cannot be a backend";
+                    refuse("UnsupportedValue", &place, message, "name each host");
+                }
                 continue;
             }
             let key = key("Hostname", &object.namespace, host, port.number as u16);
-            if pools.contains_key(&key) {
-                refuse(
-                    &format!("spec.hosts[{index}]"),
-                    &format!("{host}:{} is defined by another ServiceEntry", port.number),
-                    "the first by name is used",
-                );
+            if pools.contains_key(&key) || found.iter().any(|(p, _): &(Pool, bool)| p.key == key) {
+                let message = format!("{host}:{} is defined by another ServiceEntry", port.number);
+                refuse("Conflicted", &place, &message, "the older one, then the first by name, is used");
                 continue;
             }
-            let endpoints = match spec.resolution {
-                ServiceEntryResolution::Static => {
-                    Endpoints::Static(static_endpoints(object, spec, port, objects))
-                }
-                _ => Endpoints::Dns(names(host, spec, port)),
+            let endpoints = if by_address {
+                Endpoints::Static(workloads.iter().filter_map(|w| endpoint(w, port)).collect())
+            } else {
+                Endpoints::Dns(names(host, &workloads, port))
             };
             let mut service = identity(object, host.clone());
             service.name = host.as_str().into();
-            insert(
-                pools,
-                Pool {
-                    key,
-                    endpoints,
-                    protocol,
-                    balance: Balance::LeastRequest,
-                    health: None,
-                    limits: PoolLimits::default(),
-                    service,
-                },
-                port.protocol.is_some(),
-            );
+            let pool = Pool {
+                key,
+                endpoints,
+                protocol,
+                balance: Balance::LeastRequest,
+                health: None,
+                limits: PoolLimits::default(),
+                service,
+            };
+            found.push((pool, port.protocol.is_some()));
         }
     }
-    if note.conditions.is_empty() {
-        note.condition("Accepted", true, "Accepted", "");
+    note.diagnostics.extend(unusable);
+    match refused {
+        None => note.condition("Accepted", true, "Accepted", ""),
+        Some((reason, message)) => note.condition("Accepted", false, reason, message),
+    }
+    found
+}
+
+fn entry_protocol(port: &ServiceEntryPort) -> Option<Protocol> {
+    match port.protocol.as_deref().unwrap_or("HTTP").to_ascii_uppercase().as_str() {
+        "HTTP" | "HTTP_PROXY" => Some(Protocol::Http1),
+        "HTTP2" | "GRPC" | "GRPC-WEB" => Some(Protocol::Http2),
+        _ => None,
     }
 }
 
-fn static_endpoints(
-    object: &Object,
-    spec: &ServiceEntrySpec,
-    port: &ServiceEntryPort,
-    objects: &Objects,
-) -> Vec<Endpoint> {
-    let endpoint = |w: &WorkloadEntrySpec, name: Option<&Arc<str>>| -> Option<Endpoint> {
-        let ip: IpAddr = w.address.as_deref()?.parse().ok()?;
-        Some(Endpoint {
-            address: SocketAddr::new(ip, workload_port(w, port)),
-            weight: w.weight.unwrap_or(1).max(1),
-            zone: zone(w),
-            draining: w.weight == Some(0),
-            workload: name.cloned(),
-        })
+/// A workload with its place in the entry, and its name if it is an object of its own.
+type Workload<'o> = (String, &'o WorkloadEntrySpec, Option<&'o Arc<str>>);
+
+/// The endpoints written out, or those that the selector finds in the entry's namespace.
+fn workloads<'o>(object: &Object, spec: &'o ServiceEntrySpec, objects: &'o Objects) -> Vec<Workload<'o>> {
+    let Some(selector) = &spec.workload_selector else {
+        let inline = spec.endpoints.iter().enumerate();
+        return inline.map(|(at, w)| (format!("spec.endpoints[{at}].address"), w, None)).collect();
     };
-    match &spec.workload_selector {
-        None => spec.endpoints.iter().filter_map(|w| endpoint(w, None)).collect(),
-        Some(selector) => objects
-            .of(Kind::WorkloadEntry)
-            .filter(|o| o.namespace == object.namespace)
-            .filter_map(|o| match &o.spec {
-                Spec::WorkloadEntry(w) => {
-                    let labelled =
-                        |(k, v): (&String, &String)| w.labels.get(k).or(o.labels.get(k)) == Some(v);
-                    selector.labels.iter().all(labelled).then(|| endpoint(w, Some(&o.name)))?
-                }
-                _ => None,
-            })
-            .collect(),
-    }
+    objects
+        .of(Kind::WorkloadEntry)
+        .filter(|o| o.namespace == object.namespace)
+        .filter_map(|o| {
+            let Spec::WorkloadEntry(w) = &o.spec else { return None };
+            let labelled = |(k, v): (&String, &String)| w.labels.get(k).or(o.labels.get(k)) == Some(v);
+            // Istio: an empty selector selects nothing.
+            let selected = !selector.labels.is_empty() && selector.labels.iter().all(labelled);
+            selected.then(|| ("spec.workloadSelector".to_owned(), &**w, Some(&o.name)))
+        })
+        .collect()
 }
 
-fn names(host: &str, spec: &ServiceEntrySpec, port: &ServiceEntryPort) -> Vec<DnsName> {
+fn endpoint((_, w, name): &Workload<'_>, port: &ServiceEntryPort) -> Option<Endpoint> {
+    let ip: IpAddr = w.address.as_deref()?.parse().ok()?;
+    Some(Endpoint {
+        address: SocketAddr::new(ip, workload_port(w, port)),
+        weight: weight(w),
+        zone: zone(w),
+        draining: false,
+        workload: name.cloned(),
+    })
+}
+
+fn names(host: &str, workloads: &[Workload<'_>], port: &ServiceEntryPort) -> Vec<DnsName> {
     let name = |host: &str, port: u16, weight: u32, zone: Option<Arc<str>>| DnsName {
         host: host.into(),
         port,
@@ -394,15 +577,18 @@ fn names(host: &str, spec: &ServiceEntrySpec, port: &ServiceEntryPort) -> Vec<Dn
         zone,
         refresh: REFRESH,
     };
-    if spec.endpoints.is_empty() {
+    if workloads.is_empty() {
         return vec![name(host, port.target_port.unwrap_or(port.number) as u16, 1, None)];
     }
-    spec.endpoints
-        .iter()
-        .filter_map(|w| {
-            Some(name(w.address.as_deref()?, workload_port(w, port), w.weight.unwrap_or(1).max(1), zone(w)))
-        })
-        .collect()
+    let of = |(_, w, _): &Workload<'_>| {
+        Some(name(w.address.as_deref()?, workload_port(w, port), weight(w), zone(w)))
+    };
+    workloads.iter().filter_map(of).collect()
+}
+
+/// Zero is what protobuf makes of a weight that is not written.
+fn weight(w: &WorkloadEntrySpec) -> u32 {
+    w.weight.unwrap_or(1).max(1)
 }
 
 /// A workload's own port of that name, else the entry's target port, else its port.
