@@ -4,6 +4,7 @@
 //! in [`Signals`], and pingora learns of an end only when it is safe; why is in
 //! `docs/decisions/0002-pingora-hosts-the-process.md`.
 
+mod files;
 mod handover;
 mod pid_file;
 
@@ -82,6 +83,7 @@ impl Default for RunOptions {
 
 /// Runs the gateway until it is told to end. Logging must be set up before.
 pub fn run(options: RunOptions) -> ExitCode {
+    files::raise_limit();
     let (control, events) = control::channel();
     let end = Arc::new(watch::Sender::new(None));
     let signals = Signals { control: control.clone(), drain_time: options.drain_time, end: end.subscribe() };
