@@ -69,24 +69,31 @@ impl<'n> Checks<'n> {
         }
     }
 
+    // The fields below are formatted only for what is wrong: a hundred thousand routes come through here.
+
     /// A port that can be connected to.
-    pub fn port(&mut self, field: &str, port: i64) {
+    pub fn port(&mut self, field: impl fmt::Display, port: i64) {
         self.range(field, port, 1, 65535);
     }
 
     /// A number within bounds.
-    pub fn range(&mut self, field: &str, value: impl Into<i64>, min: i64, max: i64) {
+    pub fn range(&mut self, field: impl fmt::Display, value: impl Into<i64>, min: i64, max: i64) {
         let value = value.into();
         if !(min..=max).contains(&value) {
-            self.error(field, reason::OUT_OF_RANGE, format!("expected {min} to {max}, found {value}"), None);
+            self.error(
+                &field.to_string(),
+                reason::OUT_OF_RANGE,
+                format!("expected {min} to {max}, found {value}"),
+                None,
+            );
         }
     }
 
     /// A list of bounded length.
-    pub fn count(&mut self, field: &str, len: usize, max: usize) {
+    pub fn count(&mut self, field: impl fmt::Display, len: usize, max: usize) {
         if len > max {
             self.error(
-                field,
+                &field.to_string(),
                 reason::WRONG_COUNT,
                 format!("at most {max} entries are allowed, found {len}"),
                 None,

@@ -314,7 +314,7 @@ fn check_endpoints(endpoints: &[PoolEndpoint], checks: &mut Checks<'_>) {
         );
     }
     for (i, endpoint) in endpoints.iter().enumerate() {
-        checks.port(&format!("spec.endpoints[{i}].port"), i64::from(endpoint.port));
+        checks.port(format_args!("spec.endpoints[{i}].port"), i64::from(endpoint.port));
         let address: Result<std::net::IpAddr, _> = endpoint.address.parse();
         if address.is_err() {
             checks.error(

@@ -263,7 +263,7 @@ fn check_content(at: &str, filter: &Filter<'_>, one_prefix: bool, checks: &mut C
 
 fn check_headers(at: &str, headers: &Headers<'_>, checks: &mut Checks<'_>) {
     for (list, headers) in [("set", &headers.set), ("add", &headers.add)] {
-        checks.count(&format!("{at}.{list}"), headers.len(), 16);
+        checks.count(format_args!("{at}.{list}"), headers.len(), 16);
         for (i, (name, value)) in headers.iter().enumerate() {
             check_header_name(&format!("{at}.{list}[{i}].name"), name, checks);
             if headers[..i].iter().any(|(n, _)| n == name) {
@@ -275,7 +275,7 @@ fn check_headers(at: &str, headers: &Headers<'_>, checks: &mut Checks<'_>) {
             }
         }
     }
-    checks.count(&format!("{at}.remove"), headers.remove.len(), 16);
+    checks.count(format_args!("{at}.remove"), headers.remove.len(), 16);
     for (i, name) in headers.remove.iter().enumerate() {
         check_header_name(&format!("{at}.remove[{i}]"), name, checks);
     }
@@ -341,7 +341,7 @@ fn check_mirror(at: &str, mirror: &Mirror<'_>, checks: &mut Checks<'_>) {
         mirror.target.check(&format!("{at}.backendRef"), checks);
     }
     if let Some(percent) = mirror.percent {
-        checks.range(&format!("{at}.percent"), percent, 0, 100);
+        checks.range(format_args!("{at}.percent"), percent, 0, 100);
     }
     let Some((numerator, denominator)) = mirror.fraction else { return };
     if mirror.percent.is_some() {
@@ -354,7 +354,7 @@ fn check_mirror(at: &str, mirror: &Mirror<'_>, checks: &mut Checks<'_>) {
         );
     }
     let denominator = denominator.unwrap_or(100);
-    checks.range(&format!("{at}.fraction.denominator"), denominator, 1, i64::from(i32::MAX));
+    checks.range(format_args!("{at}.fraction.denominator"), denominator, 1, i64::from(i32::MAX));
     if numerator < 0 || numerator > denominator.max(1) {
         let message = format!("expected 0 to the denominator ({denominator}), found {numerator}");
         checks.error(&format!("{at}.fraction.numerator"), reason::OUT_OF_RANGE, message, None);
@@ -363,7 +363,7 @@ fn check_mirror(at: &str, mirror: &Mirror<'_>, checks: &mut Checks<'_>) {
 
 fn check_redirect(at: &str, redirect: &Redirect<'_>, checks: &mut Checks<'_>) {
     if let Some(port) = redirect.port {
-        checks.port(&format!("{at}.port"), i64::from(port));
+        checks.port(format_args!("{at}.port"), i64::from(port));
     }
     if let Some(code) = redirect.code.filter(|c| !matches!(c, 301 | 302 | 303 | 307 | 308)) {
         let message = format!("{code} is not a redirect; allowed: 301, 302, 303, 307 or 308");
@@ -381,7 +381,7 @@ fn check_cors(at: &str, cors: &Cors<'_>, checks: &mut Checks<'_>) {
     for (list, values) in
         [("allowOrigins", cors.origins), ("allowMethods", cors.methods), ("allowHeaders", cors.headers)]
     {
-        checks.count(&format!("{at}.{list}"), values.len(), 64);
+        checks.count(format_args!("{at}.{list}"), values.len(), 64);
         if values.len() > 1 && values.iter().any(|v| v == "*") {
             let message = "\"*\" cannot stand beside other entries";
             checks.error(
@@ -409,7 +409,7 @@ fn check_cors(at: &str, cors: &Cors<'_>, checks: &mut Checks<'_>) {
         }
     }
     if let Some(age) = cors.max_age {
-        checks.range(&format!("{at}.maxAge"), age, 1, i64::from(i32::MAX));
+        checks.range(format_args!("{at}.maxAge"), age, 1, i64::from(i32::MAX));
     }
 }
 

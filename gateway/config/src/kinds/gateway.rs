@@ -23,7 +23,7 @@ fn check_listener(
     before: &[GatewayListeners],
     checks: &mut Checks<'_>,
 ) {
-    checks.port(&format!("{at}.port"), i64::from(listener.port));
+    checks.port(format_args!("{at}.port"), i64::from(listener.port));
     check_section(&format!("{at}.name"), &listener.name, checks);
     if let Some(earlier) = before.iter().position(|l| l.name == listener.name) {
         let message = format!("spec.listeners[{earlier}] already has the name \"{}\"", listener.name);

@@ -286,9 +286,9 @@ pub(super) fn check_service_entry(spec: &ServiceEntrySpec, checks: &mut Checks<'
         );
     }
     for (i, port) in spec.ports.iter().enumerate() {
-        checks.port(&format!("spec.ports[{i}].number"), i64::from(port.number));
+        checks.port(format_args!("spec.ports[{i}].number"), i64::from(port.number));
         if let Some(target) = port.target_port {
-            checks.port(&format!("spec.ports[{i}].targetPort"), i64::from(target));
+            checks.port(format_args!("spec.ports[{i}].targetPort"), i64::from(target));
         }
         if spec.ports[..i].iter().any(|p| p.name == port.name) {
             checks.error(
@@ -309,7 +309,7 @@ pub(super) fn check_workload(spec: &WorkloadEntrySpec, at: &str, checks: &mut Ch
         checks.error(at, reason::MISSING_FIELD, "the required field \"address\" is missing", None);
     }
     for (name, port) in &spec.ports {
-        checks.port(&format!("{at}.ports.{name}"), i64::from(*port));
+        checks.port(format_args!("{at}.ports.{name}"), i64::from(*port));
     }
 }
 

@@ -9,7 +9,7 @@ use crate::diagnostic::reason;
 pub(super) fn check_service(spec: &ServiceSpec, checks: &mut Checks<'_>) {
     let ports = spec.ports.as_deref().unwrap_or_default();
     for (i, port) in ports.iter().enumerate() {
-        checks.port(&format!("spec.ports[{i}].port"), i64::from(port.port));
+        checks.port(format_args!("spec.ports[{i}].port"), i64::from(port.port));
         if ports.len() > 1 && port.name.as_ref().is_none_or(String::is_empty) {
             let field = format!("spec.ports[{i}]");
             checks.error(
@@ -54,7 +54,7 @@ pub(super) fn check_endpoint_slice(slice: &EndpointSlice, checks: &mut Checks<'_
     }
     for (i, port) in slice.ports.iter().flatten().enumerate() {
         if let Some(number) = port.port {
-            checks.port(&format!("ports[{i}].port"), i64::from(number));
+            checks.port(format_args!("ports[{i}].port"), i64::from(number));
         }
     }
 }

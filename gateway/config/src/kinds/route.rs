@@ -17,7 +17,7 @@ const MAX_MATCHES: usize = 128;
 
 pub(super) fn check_http_route(spec: &HttpRouteSpec, checks: &mut Checks<'_>) {
     check_hostnames(spec.hostnames.as_deref(), checks);
-    check_parents(spec.parent_refs.iter().flatten().map(Parent::from).collect(), checks);
+    check_parents(&spec.parent_refs.iter().flatten().map(Parent::from).collect::<Vec<_>>(), checks);
     if spec.rules.as_ref().is_some_and(Vec::is_empty) {
         let hint = Some("remove the field for one rule that matches everything");
         checks.error("spec.rules", reason::WRONG_COUNT, "at least one rule is needed", hint);
@@ -31,7 +31,7 @@ pub(super) fn check_http_route(spec: &HttpRouteSpec, checks: &mut Checks<'_>) {
 
 pub(super) fn check_grpc_route(spec: &GrpcRouteSpec, checks: &mut Checks<'_>) {
     check_hostnames(spec.hostnames.as_deref(), checks);
-    check_parents(spec.parent_refs.iter().flatten().map(Parent::from).collect(), checks);
+    check_parents(&spec.parent_refs.iter().flatten().map(Parent::from).collect::<Vec<_>>(), checks);
     let rules = spec.rules.as_deref().unwrap_or_default();
     check_rules(rules.iter().map(|r| (r.name.as_deref(), r.matches.as_ref().map_or(0, Vec::len))), checks);
     for (i, rule) in rules.iter().enumerate() {
@@ -43,7 +43,11 @@ fn check_http_rule(rule: &HttpRouteRules, i: usize, checks: &mut Checks<'_>) {
     for (j, matched) in rule.matches.iter().flatten().enumerate() {
         check_http_match(matched, i, j, checks);
     }
-    checks.count(&format!("spec.rules[{i}].backendRefs"), rule.backend_refs.as_ref().map_or(0, Vec::len), 16);
+    checks.count(
+        format_args!("spec.rules[{i}].backendRefs"),
+        rule.backend_refs.as_ref().map_or(0, Vec::len),
+        16,
+    );
     let one_prefix = matches_one_prefix(rule);
     for (j, backend) in rule.backend_refs.iter().flatten().enumerate() {
         let target = Target::new(
@@ -121,7 +125,7 @@ fn check_retry(rule: &HttpRouteRules, i: usize, checks: &mut Checks<'_>) {
         }
     }
     if let Some(attempts) = retry.attempts {
-        checks.range(&format!("spec.rules[{i}].retry.attempts"), attempts, 1, i64::from(i32::MAX));
+        checks.range(format_args!("spec.rules[{i}].retry.attempts"), attempts, 1, i64::from(i32::MAX));
     }
 }
 
@@ -146,7 +150,11 @@ fn check_http_match(matched: &HttpRouteRulesMatches, i: usize, j: usize, checks:
 }
 
 fn check_grpc_rule(rule: &GrpcRouteRules, i: usize, checks: &mut Checks<'_>) {
-    checks.count(&format!("spec.rules[{i}].backendRefs"), rule.backend_refs.as_ref().map_or(0, Vec::len), 16);
+    checks.count(
+        format_args!("spec.rules[{i}].backendRefs"),
+        rule.backend_refs.as_ref().map_or(0, Vec::len),
+        16,
+    );
     for (j, backend) in rule.backend_refs.iter().flatten().enumerate() {
         let target = Target::new(
             backend.group.as_deref(),
@@ -194,7 +202,7 @@ fn check_names<'a>(
     if names.len() == 0 {
         return;
     }
-    checks.count(&format!("{}.{list}", at()), names.len(), 16);
+    checks.count(format_args!("{}.{list}", at()), names.len(), 16);
     for (k, name) in names.clone().enumerate() {
         let field = || format!("{}.{list}[{k}].name", at());
         if !is_token(name) {
@@ -276,7 +284,7 @@ fn check_rules<'a>(
     }
     for (i, (name, matches)) in rules.clone().enumerate() {
         if matches > 64 {
-            checks.count(&format!("spec.rules[{i}].matches"), matches, 64);
+            checks.count(format_args!("spec.rules[{i}].matches"), matches, 64);
         }
         let Some(name) = name else { continue };
         check_section(&format!("spec.rules[{i}].name"), name, checks);
@@ -328,7 +336,7 @@ impl Parent<'_> {
     }
 }
 
-fn check_parents(parents: Vec<Parent<'_>>, checks: &mut Checks<'_>) {
+fn check_parents(parents: &[Parent<'_>], checks: &mut Checks<'_>) {
     checks.count("spec.parentRefs", parents.len(), 32);
     for (i, parent) in parents.iter().enumerate() {
         let at = |field: &str| format!("spec.parentRefs[{i}].{field}");
@@ -381,7 +389,7 @@ impl<'a> Target<'a> {
     /// Says what is wrong with a target that is not fine.
     pub(super) fn check(&self, at: &str, checks: &mut Checks<'_>) {
         match self.port {
-            Some(port) => checks.port(&format!("{at}.port"), i64::from(port)),
+            Some(port) => checks.port(format_args!("{at}.port"), i64::from(port)),
             None if self.is_service => {
                 checks.error(
                     at,
@@ -411,7 +419,7 @@ fn check_backend(
         target.check(&at(), checks);
     }
     if let Some(weight) = weight.filter(|w| !(0..=1_000_000).contains(w)) {
-        checks.range(&format!("{}.weight", at()), weight, 0, 1_000_000);
+        checks.range(format_args!("{}.weight", at()), weight, 0, 1_000_000);
     }
 }
 
