@@ -341,7 +341,7 @@ fn check_parents(parents: &[Parent<'_>], checks: &mut Checks<'_>) {
     for (i, parent) in parents.iter().enumerate() {
         let at = |field: &str| format!("spec.parentRefs[{i}].{field}");
         if let Some(port) = parent.port {
-            checks.port(&at("port"), i64::from(port));
+            checks.port(at("port"), i64::from(port));
         }
         if let Some(section) = parent.section {
             check_section(&at("sectionName"), section, checks);

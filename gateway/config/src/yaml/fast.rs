@@ -298,6 +298,47 @@ mod tests {
         }
     }
 
+    /// A tree in block style, as people and kubectl write it.
+    fn block() -> impl Strategy<Value = Vec<String>> {
+        let scalar = proptest::sample::select(SCALARS).prop_map(|s| vec![s.to_owned()]);
+        scalar.prop_recursive(4, 24, 4, |inner| {
+            let keys = proptest::sample::subsequence(vec!["a", "b-c", "x.y/z", "k_1"], 1..=4);
+            let maps = (keys, proptest::collection::vec(inner.clone(), 4), any::<bool>()).prop_map(
+                |(keys, values, deep)| {
+                    keys.iter()
+                        .zip(values)
+                        .flat_map(|(key, value)| entry(&format!("{key}:"), value, deep))
+                        .collect()
+                },
+            );
+            let lists = proptest::collection::vec(inner, 1..4)
+                .prop_map(|items| items.into_iter().flat_map(|item| hang("- ", item)).collect());
+            prop_oneof![maps, lists]
+        })
+    }
+
+    /// `key: scalar`, or the value on the lines below, lists indented or not.
+    fn entry(key: &str, value: Vec<String>, deep: bool) -> Vec<String> {
+        let is_scalar = value.len() == 1 && SCALARS.contains(&value[0].as_str());
+        if is_scalar {
+            return vec![format!("{key} {}", value[0])];
+        }
+        let indent = if value[0].starts_with("- ") && !deep { "" } else { "  " };
+        let below = value.into_iter().map(|line| format!("{indent}{line}"));
+        std::iter::once(key.to_owned()).chain(below).collect()
+    }
+
+    fn hang(mark: &str, lines: Vec<String>) -> Vec<String> {
+        lines
+            .into_iter()
+            .enumerate()
+            .map(|(i, line)| format!("{}{line}", if i == 0 { mark } else { "  " }))
+            .collect()
+    }
+
+    const SCALARS: &[&str] =
+        &["1", "true", "~", "x y", "\"q: #\"", "'s'", "[]", "{}", "http://h:1/p#f", "v # c", "-1", "a-b:c"];
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4000))]
 
@@ -306,6 +347,14 @@ mod tests {
             let lines: Vec<_> = lines.iter().map(|(indent, a, b)| format!("{:indent$}{}{}", "", PIECES[*a], PIECES[*b])).collect();
             let text = lines.join("\n");
             check(&text);
+        }
+
+        #[test]
+        fn whole_trees_are_read_alike(lines in block()) {
+            let text = lines.join("\n");
+            let nested_list = text.contains("- - ");
+            let is_scalar = SCALARS.contains(&text.as_str());
+            prop_assert!(check(&text) || nested_list || is_scalar, "declined:\n{text}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Text to a tree of nodes that know their line and column, and from there to typed values.
 //!
-//! Three readers make the same tree: [`fast`] for the plain block style in which nearly every object is written,
-//! [`events`] (on `saphyr-parser`) for all of YAML 1.2, and [`json`] for what begins like JSON. Nothing here knows
+//! Three readers make the same tree: `fast` for the plain block style in which nearly every object is written,
+//! `events` (on `saphyr-parser`) for all of YAML 1.2, and `json` for what begins like JSON. Nothing here knows
 //! what an object of Kubernetes is.
 
 // A problem is boxed where it is made, since every reader returns `Result<_, Box<Problem>>`.
