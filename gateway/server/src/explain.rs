@@ -342,3 +342,6 @@ impl fmt::Display for Answer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,17 @@
+use std::collections::HashMap;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use fieldgate_core::Snapshot;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use crate::control::{self, Event, View};
+use crate::published::{Published, Shared};
+use crate::telemetry::Telemetry;
+
 use super::*;
 
 #[test]
@@ -8,4 +22,112 @@ fn queries_are_decoded() {
     assert_eq!(query.first("url").as_deref(), Some("http://x/?q=1"));
     assert_eq!(query.first("bad").as_deref(), Some("%zz%4"));
     assert_eq!(query.first("none"), None);
+}
+
+/// An admin server of a gateway that has no workers and no control task.
+struct Admin {
+    address: std::net::SocketAddr,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Admin {
+    async fn start(view: View) -> Self {
+        let published = Published {
+            snapshot: Arc::new(Snapshot::empty()),
+            authorizers: HashMap::new(),
+            tls: HashMap::new(),
+            access_log: None,
+        };
+        let (control, events) = control::channel();
+        let state = AdminState {
+            shared: Arc::new(Shared {
+                published: Arc::new(ArcSwap::from_pointee(published)),
+                telemetry: Telemetry::new(),
+                started: Instant::now(),
+                draining: AtomicBool::new(false),
+            }),
+            workers: Vec::new(),
+            view: Arc::new(ArcSwap::from_pointee(view)),
+            control,
+            drain_time: Duration::from_secs(7),
+            quit: watch::Sender::new(false),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, Arc::new(state)));
+        Self { address, events }
+    }
+
+    async fn ask(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(format!("{request}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    async fn get(&self, path: &str) -> String {
+        self.ask(&format!("GET {path} HTTP/1.0")).await
+    }
+}
+
+#[tokio::test]
+async fn readiness_says_why_not() {
+    let answer = Admin::start(View::default()).await.get("/ready").await;
+    assert!(answer.starts_with("HTTP/1.0 503"), "{answer}");
+    assert!(answer.contains("no configuration is published yet"), "{answer}");
+    let admin = Admin::start(View { generation: 1, ..View::default() }).await;
+    assert!(admin.get("/ready").await.starts_with("HTTP/1.0 200"));
+}
+
+#[tokio::test]
+async fn every_path_answers_and_a_wrong_one_lists_them() {
+    let mut admin = Admin::start(View::default()).await;
+    // As at the end of the process: nobody answers what is asked of the control task.
+    admin.events.close();
+    for (path, _) in PATHS.iter().filter(|(path, _)| path.starts_with("GET ")) {
+        let path = path[4..].split('?').next().unwrap();
+        let expected = match path {
+            "/ready" => "HTTP/1.0 503",
+            "/api/v1/explain" => "HTTP/1.0 400",
+            _ => "HTTP/1.0 200",
+        };
+        let answer = admin.get(path).await;
+        assert!(answer.starts_with(expected), "{path}: {answer}");
+    }
+    let wrong = admin.get("/metric").await;
+    assert!(wrong.starts_with("HTTP/1.0 404") && wrong.contains("GET /metrics"), "{wrong}");
+}
+
+#[tokio::test]
+async fn orders_are_posted_and_not_by_web_pages() {
+    let mut admin = Admin::start(View::default()).await;
+    assert!(admin.get("/drain_listeners").await.starts_with("HTTP/1.0 405"));
+    let from_page = "POST /drain_listeners HTTP/1.0\r\nOrigin: http://evil.example\r\nContent-Length: 0";
+    assert!(admin.ask(from_page).await.starts_with("HTTP/1.0 403"));
+    assert!(admin.events.try_recv().is_err(), "nothing was ordered");
+    admin.ask("POST /drain_listeners HTTP/1.0\r\nContent-Length: 0").await;
+    let Ok(Event::Drain { deadline }) = admin.events.try_recv() else { panic!("no drain was ordered") };
+    assert_eq!(deadline, Duration::from_secs(7));
+}
+
+#[tokio::test]
+async fn rejected_objects_are_counted_once_each_and_by_known_kinds() {
+    use fieldgate_config::check_text;
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a}\nspec: {x: 1, y: 2}\n";
+    let other = "apiVersion: nobody.example/v1\nkind: Thing\nmetadata: {name: b}\nspec: {}\n";
+    let mut diagnostics = check_text(&[("a.yaml", route), ("b.yaml", other)]);
+    for diagnostic in &mut diagnostics {
+        diagnostic.severity = fieldgate_config::diagnostic::Severity::Error;
+    }
+    let admin = Admin::start(View { generation: 3, diagnostics, ..View::default() }).await;
+    let answer = admin.get("/metrics").await;
+    for line in [
+        "fieldgate_config_generation 3",
+        "fieldgate_config_rejected_objects{kind=\"HTTPRoute\"} 1",
+        "fieldgate_config_rejected_objects{kind=\"unknown\"} 1",
+        "fieldgate_config_rejected_objects{kind=\"Gateway\"} 0",
+    ] {
+        assert!(answer.lines().any(|l| l == line), "{line} is not in {answer}");
+    }
 }

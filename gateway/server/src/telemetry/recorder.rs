@@ -22,7 +22,7 @@ pub struct Recorder {
     stages: [LocalHistogram; STAGES.len()],
     connections: RefCell<FxHashMap<ListenerKey, Connections>>,
     retries: RefCell<FxHashMap<PoolKey, LocalCounter>>,
-    authz: RefCell<FxHashMap<(ObjectKey, PolicyAction, bool), LocalCounter>>,
+    authz: RefCell<FxHashMap<AuthzKey, AuthzCell>>,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -46,6 +46,15 @@ struct SeriesCell {
     duration: LocalHistogram,
     request_bytes: LocalHistogram,
     response_bytes: LocalHistogram,
+    idle: Cell<u32>,
+}
+
+/// Name and namespace by address, action, dry run. As with [`CellKey`], the cell holds what the addresses are of.
+type AuthzKey = (usize, usize, PolicyAction, bool);
+
+struct AuthzCell {
+    _policy: ObjectKey,
+    matches: LocalCounter,
     idle: Cell<u32>,
 }
 
@@ -120,14 +129,11 @@ impl Recorder {
 
     /// Counts a request that matched a policy.
     pub fn authz(&self, policy: &ObjectKey, action: PolicyAction, dry_run: bool) {
+        let key = (address(Some(&policy.namespace)), address(Some(&policy.name)), action, dry_run);
         let mut authz = self.authz.borrow_mut();
-        let counter = authz.entry((policy.clone(), action, dry_run)).or_insert_with(|| {
-            let name = format!("{}/{}", policy.namespace, policy.name);
-            let dry_run = if dry_run { "true" } else { "false" };
-            let labels = [("policy", &*name), ("action", action_name(action)), ("dry_run", dry_run)];
-            LocalCounter::new(self.telemetry.counter("fieldgate_authz_total", &labels))
-        });
-        counter.add();
+        let cell =
+            authz.entry(key).or_insert_with(|| AuthzCell::new(&self.telemetry, policy, action, dry_run));
+        cell.matches.add();
     }
 
     /// Pours everything into the shared series. Called each second, and before a scrape.
@@ -138,7 +144,7 @@ impl Recorder {
         }
         self.connections.borrow().values().for_each(|c| c.total.flush());
         self.retries.borrow().values().for_each(LocalCounter::flush);
-        self.authz.borrow().values().for_each(LocalCounter::flush);
+        self.authz.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {
@@ -220,6 +226,26 @@ impl SeriesCell {
     }
 }
 
+impl AuthzCell {
+    fn new(telemetry: &Telemetry, policy: &ObjectKey, action: PolicyAction, dry_run: bool) -> Self {
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        let dry_run = if dry_run { "true" } else { "false" };
+        let labels = [("policy", &*name), ("action", action_name(action)), ("dry_run", dry_run)];
+        Self {
+            _policy: policy.clone(),
+            matches: LocalCounter::new(telemetry.counter("fieldgate_authz_total", &labels)),
+            idle: Cell::new(0),
+        }
+    }
+
+    /// Returns how many flushes in a row found nothing.
+    fn flush(&self) -> u32 {
+        self.idle.set(if self.matches.count.get() == 0 { self.idle.get() + 1 } else { 0 });
+        self.matches.flush();
+        self.idle.get()
+    }
+}
+
 impl LocalCounter {
     fn new(shared: Counter) -> Self {
         Self { count: Cell::new(0), shared }
@@ -237,8 +263,8 @@ impl LocalCounter {
     }
 }
 
-fn address<T>(of: Option<&Arc<T>>) -> usize {
-    of.map_or(0, |arc| Arc::as_ptr(arc) as usize)
+fn address<T: ?Sized>(of: Option<&Arc<T>>) -> usize {
+    of.map_or(0, |arc| Arc::as_ptr(arc).cast::<()>() as usize)
 }
 
 fn action_name(action: PolicyAction) -> &'static str {

@@ -1,0 +1,97 @@
+use fieldgate_config::{Configuration, FileChange};
+use fieldgate_core::ir::Touched;
+
+use super::*;
+
+const EDGE: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge}
+spec:
+  gatewayClassName: fieldgate
+  listeners:
+  - {name: web, protocol: HTTP, port: 8080, hostname: '*.example.com'}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: shop}
+spec:
+  parentRefs: [{name: edge}]
+  hostnames: [shop.example.com]
+  rules:
+  - name: canary
+    matches: [{path: {type: PathPrefix, value: /cart}, headers: [{name: x-canary, value: 'yes'}]}]
+    backendRefs: [{group: fieldgate.dev, kind: Pool, name: new}]
+  - name: all
+    backendRefs:
+    - {group: fieldgate.dev, kind: Pool, name: old, weight: 9}
+    - {group: fieldgate.dev, kind: Pool, name: new, weight: 1}
+---
+apiVersion: fieldgate.dev/v1alpha1
+kind: Pool
+metadata: {name: old}
+spec: {endpoints: [{address: 10.0.0.1, port: 80}]}
+---
+apiVersion: fieldgate.dev/v1alpha1
+kind: Pool
+metadata: {name: new}
+spec: {endpoints: [{address: 10.0.1.1, port: 80}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-admin}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
+  action: DENY
+  rules: [{to: [{operation: {paths: [/admin]}}]}]
+";
+
+fn ask(text: &str, url: &str, headers: &[&str]) -> Answer {
+    let mut configuration = Configuration::default();
+    let outcome =
+        configuration.apply(vec![FileChange { name: "edge.yaml".into(), text: Some(text.to_owned()) }]);
+    assert!(outcome.diagnostics.is_empty(), "{:?}", outcome.diagnostics);
+    let snapshot = Snapshot::compile(None, outcome.config, &Touched::All, 1);
+    let headers: Vec<_> = headers.iter().map(|h| (*h).to_owned()).collect();
+    explain(&snapshot, &Question::new("GET", url, &headers, None).unwrap(), 0)
+}
+
+fn result(url: &str, headers: &[&str]) -> String {
+    ask(EDGE, url, headers).result
+}
+
+#[test]
+fn how_requests_end() {
+    assert_eq!(result("http://shop.example.com:8080/", &[]), "sent to one of the backends, by weight");
+    assert_eq!(result("http://shop.example.com:8080/cart/1", &["x-canary: yes"]), "sent to Pool default/new");
+    assert_eq!(
+        result("http://shop.example.com:8080/admin", &[]),
+        "403: rule 0 of AuthorizationPolicy default/no-admin denies it"
+    );
+    assert!(result("http://other.test:8080/", &[]).starts_with("404: no listener on"));
+    assert!(result("http://blog.example.com:8080/", &[]).starts_with("404: no route is attached"));
+    assert_eq!(
+        result("http://shop.example.com:81/", &[]),
+        "refused: nothing listens on port 81; ports are 8080 (http)"
+    );
+    assert!(ask("", "http://a/", &[]).result.starts_with("refused: nothing listens"));
+}
+
+#[test]
+fn what_nearly_won_comes_with_the_reason() {
+    let answer = ask(EDGE, "http://shop.example.com/cart", &[]);
+    assert_eq!(answer.rule.as_ref().map(|rule| rule.rule.as_str()), Some("default/shop/all"));
+    let near = &answer.others[0];
+    assert_eq!(near.rule, "default/shop/canary");
+    assert!(near.why.contains("x-canary"), "{}", near.why);
+    assert!(answer.notes[0].contains("nothing listens on port 80"), "{:?}", answer.notes);
+}
+
+#[test]
+fn an_answer_survives_json_and_is_readable() {
+    let answer = ask(EDGE, "http://shop.example.com:8080/x", &[]);
+    let json = serde_json::to_string(&answer).unwrap();
+    assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), answer);
+    let text = answer.to_string();
+    assert!(text.contains("Pool default/old  weight 9 of 10, 1 of 1 endpoints available"), "{text}");
+}
