@@ -83,6 +83,7 @@ pub enum HeaderId {
 impl HeaderId {
     /// The id of a lower-case name.
     pub fn of(name: &[u8]) -> Self {
+        #[allow(clippy::enum_glob_use)] // every name is listed below
         use HeaderId::*;
         // By length first: most names are told apart without a comparison.
         match name.len() {
@@ -153,7 +154,10 @@ impl HeaderId {
     /// Fields that belong to one connection and are never forwarded (RFC 9110 section 7.6.1).
     /// `te` is not here: `te: trailers` has a meaning end to end in gRPC and is handled where heads are forwarded.
     pub fn is_hop_by_hop(self) -> bool {
-        use HeaderId::*;
+        use HeaderId::{
+            Connection, Http2Settings, KeepAlive, ProxyAuthenticate, ProxyAuthorization, ProxyConnection,
+            TransferEncoding, Upgrade,
+        };
         matches!(
             self,
             Connection

@@ -551,7 +551,7 @@ impl Default for PoolLimits {
     fn default() -> Self {
         Self {
             connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             max_connections: u32::MAX,
         }
     }

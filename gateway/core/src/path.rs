@@ -32,7 +32,7 @@ fn decode_unreserved(bytes: &[u8]) -> Option<String> {
                 match high * 16 + low {
                     0 => return None,
                     byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
-                        out.push(char::from(byte))
+                        out.push(char::from(byte));
                     }
                     byte => out.push_str(&format!("%{byte:02X}")),
                 }

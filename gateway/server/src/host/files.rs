@@ -11,7 +11,9 @@ pub fn raise_limit() {
     }
     match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         Ok(()) => tracing::debug!(?current, ?maximum, "limit of open files raised"),
-        Err(error) => tracing::warn!(%error, ?current, "the limit of open files cannot be raised (ulimit -n)"),
+        Err(error) => {
+            tracing::warn!(%error, ?current, "the limit of open files cannot be raised (ulimit -n)");
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use fieldgate_wire::io::{Io, Stream};
+use futures_util::FutureExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use super::{Connection, Worker, h1, h2};
 
@@ -14,18 +16,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after an accept that failed for want of a resource: the queue keeps what waits.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts until aborted.
-pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener) {
+/// Accepts until stopped; what waits in the queue then is still taken, for to the client it is connected already.
+pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, stop: Rc<Notify>) {
     loop {
-        match socket.accept().await {
-            Ok((tcp, peer)) => {
-                worker.connections.set(worker.connections.get() + 1);
-                let worker = worker.clone();
-                tokio::task::spawn_local(async move {
-                    Box::pin(connection(&worker, bound, tcp, peer)).await;
-                    worker.connections.set(worker.connections.get() - 1);
-                });
-            }
+        let accepted = tokio::select! {
+            accepted = socket.accept() => accepted,
+            () = stop.notified() => break,
+        };
+        match accepted {
+            Ok((tcp, peer)) => start(&worker, bound, tcp, peer),
             // The peer gave up while it waited; nothing is wrong here.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
@@ -34,6 +33,18 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener) 
             }
         }
     }
+    while let Some(Ok((tcp, peer))) = socket.accept().now_or_never() {
+        start(&worker, bound, tcp, peer);
+    }
+}
+
+fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
+    worker.connections.set(worker.connections.get() + 1);
+    let worker = worker.clone();
+    tokio::task::spawn_local(async move {
+        Box::pin(connection(&worker, bound, tcp, peer)).await;
+        worker.connections.set(worker.connections.get() - 1);
+    });
 }
 
 async fn connection(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {

@@ -30,7 +30,7 @@ use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
 /// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
-const STREAM_IDLE: Duration = Duration::from_secs(300);
+const STREAM_IDLE: Duration = Duration::from_mins(5);
 /// Endpoints tried at most when connections cannot be opened, retries of the route apart.
 const CONNECT_TRIES: u32 = 3;
 
@@ -95,18 +95,21 @@ struct Log {
     bytes_sent: u64,
     attempts: u32,
     original_path: Option<String>,
+    /// When it was over, if the clock was read then.
+    ended: Option<Instant>,
 }
 
 impl Log {
     fn answer(&mut self, answer: &Answer) {
         self.status = answer.status;
         self.flags = answer.flags;
-        self.details = answer.details.clone();
+        self.details.clone_from(&answer.details);
         self.bytes_sent = answer.body.len() as u64;
     }
 }
 
 /// What the head alone decides.
+#[allow(clippy::large_enum_variant)] // lives on the stack for one call
 enum Decision {
     Answer(Answer),
     Forward(Forward),
@@ -135,6 +138,7 @@ enum Failure {
 
 /// An upstream that took the request, with its response's head read.
 struct Answered {
+    at: Instant,
     side: Side,
     guard: Option<StreamGuard>,
     keep_alive: bool,
@@ -155,7 +159,6 @@ pub async fn exchange(
     deadline.set(STREAM_IDLE);
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };
-    log.stages.queue = Some(request.started.elapsed());
     let decision = decide(worker, conn, &published, request, &mut log);
     let mut response = ResponseHead::default();
     let end = match decision {
@@ -192,7 +195,12 @@ fn record(
         .as_ref()
         .or_else(|| table.and_then(|t| t.listeners.first()))
         .map_or(&unknown, |l| &l.ir.key);
-    let duration = request.started.elapsed();
+    let duration = log.ended.unwrap_or_else(Instant::now) - request.started;
+    // Only the access log tells the time of day.
+    let started_wall = match &published.access_log {
+        Some(_) => SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+        None => SystemTime::UNIX_EPOCH,
+    };
     let outcome = Outcome {
         listener,
         rule: log.entry.as_ref().map(|e| &e.rule.ir),
@@ -209,7 +217,7 @@ fn record(
         details: &log.details,
         failure: log.failure.as_deref(),
         started: request.started,
-        started_wall: SystemTime::now().checked_sub(duration).unwrap_or(SystemTime::UNIX_EPOCH),
+        started_wall,
         duration,
         stages: log.stages,
         bytes_received: log.bytes_received,
@@ -246,6 +254,7 @@ fn decide(
     }
 }
 
+#[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
 fn decide_or_answer(
     worker: &Worker,
     conn: &Connection,
@@ -309,7 +318,7 @@ fn decide_or_answer(
     worker.count_choice(rule.slot, &rule.ir.id, choice.backend);
     log.backend = Some(choice.backend);
     let backend = &rule.backends[choice.backend];
-    for filter in backend.filters.iter() {
+    for filter in &backend.filters {
         apply(filter, entry, head, port, log)?;
     }
     let slot = match &backend.pool {
@@ -332,6 +341,7 @@ fn decide_or_answer(
 }
 
 /// A filter's effect on the request.
+#[allow(clippy::result_large_err)] // see `decide_or_answer`
 fn apply(
     filter: &Filter,
     entry: &Entry,
@@ -620,25 +630,28 @@ async fn attempt(
         Protocol::Http2 => true,
         Protocol::Auto => request.head.version >= Version::Http2,
     };
-    let per_try = to.rule.ir.timeouts.backend_request.filter(|t| !t.is_zero()).map(|t| Instant::now() + t);
+    let begun = Instant::now();
+    if log.attempts == 1 {
+        log.stages.queue = Some(begun - request.started);
+    }
+    let per_try = to.rule.ir.timeouts.backend_request.filter(|t| !t.is_zero()).map(|t| begun + t);
     let limit = match (limit, per_try) {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
-    let connecting = Instant::now();
     let (side, h2_response, guard, reused) = if http2 {
         open_http2(worker, request, to, address).await?
     } else {
         let (side, reused) = open_http1(worker, down, request, to, address).await?;
         (side, None, None, reused)
     };
+    let sent = if reused { begun } else { Instant::now() };
     if !reused {
-        log.stages.connect = Some(connecting.elapsed());
+        log.stages.connect = Some(sent - begun);
     }
     if let Side::H1(s) = &side {
         log.upstream_local = Some(s.stream.local_addr());
     }
-    let sent = Instant::now();
     let mut wait =
         Waiting { side, h2_response, upload: Transfer::default(), upload_failed: false, reused, any: false };
     let expects_continue = request.expects_continue;
@@ -652,8 +665,10 @@ async fn attempt(
         }
         interim(down, request, response).await;
     };
-    log.stages.first_byte = Some(sent.elapsed());
+    let answered_at = Instant::now();
+    log.stages.first_byte = Some(answered_at - sent);
     Ok(Answered {
+        at: answered_at,
         side: wait.side,
         guard,
         keep_alive: answered.0,
@@ -773,8 +788,8 @@ impl Waiting {
                     self.any = true;
                     let headers = &mut response.headers;
                     headers.clear();
-                    let parsed = parse_response(side.input.filled(), &HeadLimits::default(), |n, v| {
-                        headers.push(n, v)
+                    let parsed = parse_response(side.input.filled(), HeadLimits::default(), |n, v| {
+                        headers.push(n, v);
                     })?;
                     if let Some(parsed) = parsed {
                         side.input.consume(parsed.len);
@@ -896,7 +911,7 @@ async fn respond(
     limit: Option<Instant>,
     address: SocketAddr,
 ) -> Option<(Side, bool)> {
-    let Answered { side: mut up, guard, keep_alive, body, mut upload, upload_failed } = answered;
+    let Answered { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed } = answered;
     log.status = response.status;
     log.details = "via_upstream".into();
     let switched = response.status == 101;
@@ -904,7 +919,6 @@ async fn respond(
         if switched { response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec) } else { None };
     forward::prepare_response(response);
     apply_to_response(to, &request.head, response);
-    let begun = Instant::now();
     let mut keep = request.keep_alive && !worker.draining.get();
     match &mut down {
         Side::H1(side) => {
@@ -961,7 +975,9 @@ async fn respond(
     .await;
     log.bytes_received = upload.bytes;
     log.bytes_sent = download.bytes;
-    log.stages.body = Some(begun.elapsed());
+    let ended = Instant::now();
+    log.stages.body = Some(ended - begun);
+    log.ended = Some(ended);
     log.grpc_status = grpc_status(download.trailers()).or_else(|| grpc_status(Some(&response.headers)));
     match streamed {
         Ok(()) => {

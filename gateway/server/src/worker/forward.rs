@@ -97,7 +97,7 @@ pub fn write_request(out: &mut Vec<u8>, head: &RequestHead, body: BodyKind, upgr
         BodyKind::Chunked | BodyKind::UntilClose => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         BodyKind::Length(n) => write_length(out, n),
         BodyKind::None if matches!(head.method, Method::Post | Method::Put | Method::Patch) => {
-            write_length(out, 0)
+            write_length(out, 0);
         }
         BodyKind::None => {}
     }

@@ -170,7 +170,7 @@ async fn read_head(
 fn parse(input: &[u8], request: &mut Request, conn: &Connection) -> Result<Option<usize>, Malformed> {
     let head = &mut request.head;
     head.clear();
-    let parsed = parse_request(input, &HeadLimits::default(), |name, value| {
+    let parsed = parse_request(input, HeadLimits::default(), |name, value| {
         if !(name.len() == 4 && name.eq_ignore_ascii_case(b"host")) {
             head.headers.push(name, value);
         }

@@ -26,7 +26,7 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER: usize = 128 * 1024;
 /// Handshake, and a connection without streams.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-const IDLE: Duration = Duration::from_secs(300);
+const IDLE: Duration = Duration::from_mins(5);
 
 /// Serves a connection to its end.
 pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {

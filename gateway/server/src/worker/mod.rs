@@ -63,6 +63,9 @@ pub enum Command {
     },
 }
 
+/// An endpoint, its requests in flight, its idle connections.
+pub type EndpointReport = (SocketAddr, u32, u32);
+
 /// What is going on in a worker.
 #[derive(Debug, Default)]
 pub struct WorkerReport {
@@ -73,7 +76,7 @@ pub struct WorkerReport {
     /// Per rule, how often each backend was chosen since the process started.
     pub splits: Vec<(String, Vec<(String, u64)>)>,
     /// Per pool and endpoint: requests in flight, idle connections.
-    pub pools: Vec<(PoolKey, Vec<(SocketAddr, u32, u32)>)>,
+    pub pools: Vec<(PoolKey, Vec<EndpointReport>)>,
 }
 
 /// A running worker.
@@ -125,7 +128,7 @@ pub(crate) struct Worker {
     pub buffers: Rc<BufferPool>,
     outs: RefCell<Vec<Vec<u8>>>,
     cache: RefCell<Cache<Arc<ArcSwap<Published>>, Arc<Published>>>,
-    current: RefCell<Rc<Arc<Published>>>,
+    current: RefCell<Current>,
     pub recorder: Recorder,
     origin: Instant,
     random: Cell<u64>,
@@ -138,6 +141,10 @@ pub(crate) struct Worker {
     pub draining: Cell<bool>,
     pub drain: Notify,
 }
+
+/// A worker's own count of users of the shared configuration, so that requests do not touch the shared count.
+#[allow(clippy::redundant_allocation)]
+pub(crate) type Current = Rc<Arc<Published>>;
 
 /// How often each backend of a rule was chosen; at the rule's slot.
 #[derive(Default)]
@@ -182,7 +189,7 @@ impl Worker {
     }
 
     /// The configuration as of now. A request asks once and keeps what it got.
-    pub fn published(&self) -> Rc<Arc<Published>> {
+    pub fn published(&self) -> Current {
         let mut cache = self.cache.borrow_mut();
         let latest = cache.load();
         let mut current = self.current.borrow_mut();
@@ -292,7 +299,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
     tokio::task::spawn_local(async move {
         wheel.run().await;
     });
-    let mut listeners: HashMap<u64, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut listeners: HashMap<u64, Rc<Notify>> = HashMap::new();
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut end: Option<Instant> = None;
@@ -312,15 +319,21 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             Some(Command::Listen { id, address, socket }) => {
                 match tokio::net::TcpListener::from_std(socket) {
                     Ok(socket) => {
-                        let task = tokio::task::spawn_local(accept::accept(worker.clone(), address, socket));
-                        listeners.insert(id, task);
+                        let stop = Rc::new(Notify::new());
+                        tokio::task::spawn_local(accept::accept(
+                            worker.clone(),
+                            address,
+                            socket,
+                            stop.clone(),
+                        ));
+                        listeners.insert(id, stop);
                     }
                     Err(error) => tracing::error!(%address, %error, "cannot listen on the socket given"),
                 }
             }
             Some(Command::Unlisten { id }) => {
-                if let Some(task) = listeners.remove(&id) {
-                    task.abort();
+                if let Some(stop) = listeners.remove(&id) {
+                    stop.notify_one();
                 }
             }
             Some(Command::Flush(done)) => {
@@ -331,8 +344,8 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                 let _ = reply.send(worker.report());
             }
             Some(Command::Drain { deadline }) => {
-                for (_, task) in listeners.drain() {
-                    task.abort();
+                for (_, stop) in listeners.drain() {
+                    stop.notify_one();
                 }
                 worker.draining.set(true);
                 worker.drain.notify_waiters();

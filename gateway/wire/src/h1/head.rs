@@ -140,7 +140,7 @@ pub struct ParsedResponse {
 /// Parses a request head. `Ok(None)` asks for more bytes. `field` gets every field in order.
 pub fn parse_request<'b>(
     input: &'b [u8],
-    limits: &HeadLimits,
+    limits: HeadLimits,
     mut field: impl FnMut(&'b [u8], &'b [u8]),
 ) -> Result<Option<ParsedRequest<'b>>, Malformed> {
     let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
@@ -199,7 +199,7 @@ pub fn parse_request<'b>(
 /// Parses a response head. `Ok(None)` asks for more bytes. `field` gets every field in order.
 pub fn parse_response<'b>(
     input: &'b [u8],
-    limits: &HeadLimits,
+    limits: HeadLimits,
     mut field: impl FnMut(&'b [u8], &'b [u8]),
 ) -> Result<Option<ParsedResponse>, Malformed> {
     let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
@@ -259,7 +259,7 @@ pub fn valid_authority(authority: &str) -> bool {
         && port.is_some_and(|p| p.len() <= 5 && p.parse::<u16>().is_ok() && !p.starts_with('+'))
 }
 
-fn need_more<T>(input: &[u8], limits: &HeadLimits) -> Result<Option<T>, Malformed> {
+fn need_more<T>(input: &[u8], limits: HeadLimits) -> Result<Option<T>, Malformed> {
     if input.len() > limits.max_bytes { Err(Malformed::TooLarge) } else { Ok(None) }
 }
 
@@ -272,7 +272,7 @@ fn syntax(error: httparse::Error) -> Malformed {
 }
 
 /// httparse takes a bare LF for a line end; a peer behind us may not, and then sees another message than we do.
-fn check_lines(input: &[u8], len: usize, limits: &HeadLimits) -> Result<(), Malformed> {
+fn check_lines(input: &[u8], len: usize, limits: HeadLimits) -> Result<(), Malformed> {
     if len > limits.max_bytes {
         return Err(Malformed::TooLarge);
     }
@@ -343,7 +343,7 @@ mod tests {
 
     #[track_caller]
     fn check(text: &str, expected: Result<BodyKind, Malformed>) {
-        let got = parse_request(text.as_bytes(), &HeadLimits::default(), |_, _| {});
+        let got = parse_request(text.as_bytes(), HeadLimits::default(), |_, _| {});
         assert_eq!(got.map(|r| r.expect("a whole head").body), expected, "{text:?}");
     }
 
@@ -391,7 +391,7 @@ mod tests {
     fn heads_are_bounded() {
         let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(70_000));
         assert_eq!(
-            parse_request(long.as_bytes(), &HeadLimits::default(), |_, _| {}).unwrap_err(),
+            parse_request(long.as_bytes(), HeadLimits::default(), |_, _| {}).unwrap_err(),
             Malformed::TooLarge
         );
         let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "x: y\r\n".repeat(200));
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn persistence() {
         let keep = |text: &str| {
-            parse_request(text.as_bytes(), &HeadLimits::default(), |_, _| {}).unwrap().unwrap().keep_alive
+            parse_request(text.as_bytes(), HeadLimits::default(), |_, _| {}).unwrap().unwrap().keep_alive
         };
         assert!(keep("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert!(!keep("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n"));
@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn responses() {
         let body = |text: &str| {
-            parse_response(text.as_bytes(), &HeadLimits::default(), |_, _| {}).map(|r| r.unwrap().body)
+            parse_response(text.as_bytes(), HeadLimits::default(), |_, _| {}).map(|r| r.unwrap().body)
         };
         assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n"), Ok(BodyKind::UntilClose));
         assert_eq!(body("HTTP/1.1 204 No\r\nContent-Length: 4\r\n\r\n"), Ok(BodyKind::None));
