@@ -42,8 +42,10 @@ pub struct Outcome {
 impl Configuration {
     /// Takes changed files in.
     pub fn apply(&mut self, files: Vec<FileChange>) -> Outcome {
+        let names: Vec<_> = files.iter().map(|f| f.name.clone()).collect();
         let change = self.store.apply(files);
         let translation = self.translator.apply(&change);
+        self.translator.relocate(&names);
         let diagnostics = self.diagnostics();
         Outcome { config: translation.config, touched: translation.touched, diagnostics, changed: translation.changed }
     }

@@ -141,6 +141,15 @@ pub(crate) fn translate(objects: &Objects, notes: &mut NotesOf) -> Gateways {
             gateways.others.insert(own);
             continue;
         }
+        for (field, set) in [
+            ("defaultScope", spec.default_scope.is_some()),
+            ("allowedListeners", spec.allowed_listeners.is_some()),
+        ] {
+            if set {
+                let message = format!("{field} is not supported and has no effect");
+                note.diagnostics.push(object.warning("UnsupportedValue", &format!("spec.{field}"), message));
+            }
+        }
         let hosts = addresses(object, spec, note);
         let mut programmed = Vec::new();
         for (at, listener) in spec.listeners.iter().enumerate().filter(|_| !hosts.is_empty()) {
@@ -335,10 +344,7 @@ fn one(
             return None;
         }
     };
-    let hostname = match listener.hostname.as_deref().filter(|h| !h.is_empty()) {
-        None => None,
-        Some(text) => Some(hostname(text)),
-    };
+    let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty()).map(hostname);
     if https && asks_client_certificates(spec, listener.port) {
         // Serving it without them would let in whom the certificates are to keep out.
         let message = "client certificates are not checked yet";

@@ -122,6 +122,23 @@ impl Translator {
         Translation { config: self.config.clone(), touched: ir::Touched::Routes(touched), changed }
     }
 
+    /// Finds the places of what is wrong anew where texts moved within these files. What is said of an object is kept
+    /// while the object stays the same, and its lines may move all the same.
+    pub fn relocate(&mut self, files: &[Arc<str>]) {
+        let StageNotes { gateways, pools, policies, splits, problems, .. } = &mut self.notes;
+        let stages = [gateways, pools, policies, splits].into_iter().flat_map(BTreeMap::values_mut);
+        let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
+        for diagnostic in all.filter(|d| files.contains(&d.location.file)) {
+            let object = diagnostic
+                .object
+                .as_ref()
+                .and_then(|o| self.objects.get(Kind::from_name(&o.kind)?, &o.namespace, &o.name));
+            if let Some(object) = object {
+                diagnostic.location = object.locate(&diagnostic.field);
+            }
+        }
+    }
+
     /// What is wrong with objects that are well-formed.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let stages = self.notes.stages().into_iter().flat_map(BTreeMap::values).flat_map(|n| &n.diagnostics);

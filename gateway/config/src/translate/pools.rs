@@ -224,7 +224,8 @@ impl<'o> Slices<'o> {
                 let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
                 let serving = conditions.and_then(|c| c.serving).unwrap_or(ready);
                 let terminating = conditions.and_then(|c| c.terminating).unwrap_or(false);
-                if !ready && !(serving && terminating) {
+                let draining = !ready && serving && terminating;
+                if !ready && !draining {
                     continue;
                 }
                 for address in &endpoint.addresses {
@@ -235,7 +236,7 @@ impl<'o> Slices<'o> {
                             address,
                             weight: 1,
                             zone: endpoint.zone.as_deref().map(Into::into),
-                            draining: !ready,
+                            draining,
                             workload: None,
                         });
                     }

@@ -19,7 +19,7 @@ use super::pools::Hosts;
 use super::splits::SplitPolicies;
 use super::{Notes, Objects, filters, matches};
 use crate::diagnostic::did_you_mean_hint;
-use crate::document::Object;
+use crate::document::{Object, Timestamp};
 use crate::kinds::duration::parse_gateway_duration;
 use crate::kinds::{Kind, Spec};
 
@@ -51,6 +51,7 @@ struct Faults {
 
 /// A route's parts, the same for both kinds.
 struct Parts {
+    default_gateways: bool,
     parents: Vec<HttpRouteParentRefs>,
     hostnames: Vec<String>,
     rules: Vec<(HttpRouteRules, Option<Vec<GrpcRouteRulesMatches>>)>,
@@ -79,12 +80,13 @@ pub(crate) fn translate(object: &Arc<Object>, around: &Surroundings<'_>, notes: 
     if attachments.is_empty() || rules.is_empty() {
         return None;
     }
-    let created = object.creation_timestamp.map(|t| t.as_second());
+    let created = object.creation_timestamp.map(Timestamp::as_second);
     Some(Route { key: context.key, created, attachments, rules })
 }
 
 fn of_http(spec: &HttpRouteSpec) -> Parts {
     Parts {
+        default_gateways: spec.use_default_gateways.is_some(),
         parents: spec.parent_refs.clone().unwrap_or_default(),
         hostnames: spec.hostnames.clone().unwrap_or_default(),
         rules: match &spec.rules {
@@ -100,6 +102,7 @@ fn of_grpc(spec: &GrpcRouteSpec) -> Parts {
         serde_json::to_value(a).ok().and_then(|v| serde_json::from_value(v).ok())
     }
     Parts {
+        default_gateways: spec.use_default_gateways.is_some(),
         parents: spec.parent_refs.iter().flatten().filter_map(convert).collect(),
         hostnames: spec.hostnames.clone().unwrap_or_default(),
         rules: spec
@@ -131,6 +134,11 @@ fn attach(
     let object = context.object;
     let hostnames: Vec<Hostname> = parts.hostnames.iter().map(|h| hostname(h)).collect();
     let mut attachments: Vec<Attachment> = Vec::new();
+    if parts.default_gateways {
+        let message = "useDefaultGateways is not supported and has no effect";
+        let warning = object.warning("UnsupportedValue", "spec.useDefaultGateways", message);
+        notes.diagnostics.push(warning.hint("name the Gateway in parentRefs"));
+    }
     if parts.parents.is_empty() {
         let warning =
             object.warning("NoParents", "spec", "a route without parentRefs is attached to nothing");

@@ -228,3 +228,17 @@ fn a_change_reaches_no_further_than_it_must() {
     let (changed, named) = change("2.yaml", pool("other"));
     assert_eq!((changed, named), (true, vec!["q".to_owned(), "r".to_owned()]), "the pool is gone");
 }
+
+/// What is said of an object keeps up with its text.
+#[test]
+fn places_move_with_their_texts() {
+    let mut configuration = Configuration::default();
+    let text = gateway(WEB) + "---\n" + &route("rules: [{backendRefs: [{name: none, port: 80}]}]");
+    let mut place = |text: &str| {
+        let file = FileChange { name: "f.yaml".into(), text: Some(text.to_owned()) };
+        let outcome = configuration.apply(vec![file]);
+        outcome.diagnostics.first().map(|d| (d.location.line, outcome.changed))
+    };
+    assert_eq!(place(&text), Some((9, true)));
+    assert_eq!(place(&format!("# one\n# two\n---\n{text}")), Some((12, false)));
+}
