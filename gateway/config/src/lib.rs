@@ -47,7 +47,12 @@ impl Configuration {
         let translation = self.translator.apply(&change);
         self.translator.relocate(&names);
         let diagnostics = self.diagnostics();
-        Outcome { config: translation.config, touched: translation.touched, diagnostics, changed: translation.changed }
+        Outcome {
+            config: translation.config,
+            touched: translation.touched,
+            diagnostics,
+            changed: translation.changed,
+        }
     }
 
     /// Everything that is wrong, in the order of file and line.
