@@ -2,7 +2,7 @@
 //!
 //! A table belongs to one listener. The most specific host name decides first and alone: exact, then the longest
 //! wildcard, then any. A request that fits none of its rules is not found, even if a rule of a wildcard would fit (as
-//! Envoy's virtual hosts work). Within a host name the smallest [`precedence`] that fits wins. All maps are
+//! Envoy's virtual hosts work). Within a host name the smallest `precedence` that fits wins. All maps are
 //! persistent: a table with one route more shares the rest with the table before.
 //!
 //! Paths are matched as they are in the head, normalised by [`crate::path`]. Nothing here changes a head.
@@ -55,7 +55,7 @@ pub struct CompiledRoute {
     pub ir: Arc<Route>,
     /// Its rules.
     pub rules: Vec<Arc<CompiledRule>>,
-    entries: Vec<Arc<Entry>>,
+    entries: Box<[Arc<Entry>]>,
 }
 
 /// All routes of one listener.
@@ -101,7 +101,7 @@ impl CompiledRoute {
                 }));
             }
         }
-        Self { ir, rules, entries }
+        Self { ir, rules, entries: entries.into() }
     }
 }
 

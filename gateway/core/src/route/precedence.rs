@@ -1,8 +1,9 @@
 //! Who wins among entries that fit the same request.
 
 use std::cmp::{Ordering, Reverse};
+use std::sync::Arc;
 
-use crate::ir::{Match, ObjectKey, PathMatch, Route};
+use crate::ir::{Match, PathMatch, Route};
 
 /// The smaller one wins. Each field is a sentence of HTTPRouteRule's documentation in Gateway API 1.6, in its order. Total:
 /// no two matches of one configuration are equal.
@@ -35,18 +36,19 @@ pub(crate) enum PathRank {
 
 /// "The Route appearing first in alphabetical order by `{namespace}/{name}`", as one string: `a-b/x` is before `a/x`.
 /// The kind comes last, for an HTTPRoute and a GRPCRoute may have the same name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Name(pub ObjectKey);
+/// It is the route itself, for eight bytes are less than a name.
+#[derive(Clone)]
+pub(crate) struct Name(Arc<Route>);
 
 impl Precedence {
-    pub fn new(route: &Route, rule: usize, matched: usize, conditions: &Match) -> Self {
+    pub fn new(route: &Arc<Route>, rule: usize, matched: usize, conditions: &Match) -> Self {
         Self {
             path: PathRank::of(&conditions.path),
             method: Reverse(conditions.method.is_some()),
             headers: Reverse(conditions.headers.len() as u32),
             query: Reverse(conditions.query.len() as u32),
             created: route.created.unwrap_or(i64::MAX),
-            name: Name(route.key.clone()),
+            name: Name(route.clone()),
             rule: rule as u32,
             matched: matched as u32,
         }
@@ -84,10 +86,24 @@ impl PathRank {
 
 impl Ord for Name {
     fn cmp(&self, other: &Self) -> Ordering {
-        fn text(key: &ObjectKey) -> impl Iterator<Item = u8> {
-            key.namespace.bytes().chain(*b"/").chain(key.name.bytes())
+        fn text(route: &Route) -> impl Iterator<Item = u8> {
+            route.key.namespace.bytes().chain(*b"/").chain(route.key.name.bytes())
         }
-        text(&self.0).cmp(text(&other.0)).then(self.0.kind.cmp(other.0.kind))
+        text(&self.0).cmp(text(&other.0)).then(self.0.key.kind.cmp(other.0.key.kind))
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for Name {}
+
+impl std::fmt::Debug for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0.key)
     }
 }
 
@@ -100,7 +116,7 @@ impl PartialOrd for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::ValueMatch;
+    use crate::ir::{ObjectKey, ValueMatch};
 
     const HTTP: &str = "HTTPRoute";
 
@@ -112,7 +128,7 @@ mod tests {
     ) -> Precedence {
         let (kind, namespace, name) = name;
         let key = ObjectKey { kind, namespace: namespace.into(), name: name.into() };
-        let route = Route { key, created, attachments: Vec::new(), rules: Vec::new() };
+        let route = Arc::new(Route { key, created, attachments: Vec::new(), rules: Vec::new() });
         Precedence::new(&route, at.0, at.1, m)
     }
 
@@ -129,7 +145,7 @@ mod tests {
         Match { path, ..Match::default() }
     }
 
-    fn conditions(count: usize) -> Vec<(std::sync::Arc<str>, ValueMatch)> {
+    fn conditions(count: usize) -> Vec<(Arc<str>, ValueMatch)> {
         (0..count).map(|n| (n.to_string().into(), ValueMatch::Exact("v".into()))).collect()
     }
 
