@@ -72,7 +72,7 @@ fn curl_once(flags: &[String], more: &[&str], url: &str, directory: &Path) -> Re
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(match seen.rsplit_once(' ') {
         // What curl calls a body that was cut short: by a close, a reset, or in HTTP/2. How much came before is chance.
-        Some((head, "18" | "56" | "92")) if head.starts_with("200 ") => "cut".to_owned(),
+        Some((_, "18" | "56" | "92")) => "cut".to_owned(),
         // How many words a refusal takes is the gateway's affair.
         _ if seen.starts_with("502 ") || seen.starts_with("503 ") => "refused".to_owned(),
         _ => seen,
