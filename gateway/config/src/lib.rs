@@ -24,6 +24,8 @@ use fieldgate_core::ir;
 pub struct Configuration {
     store: Store,
     translator: Translator,
+    /// Policies that could not be read and have no last good version.
+    unread_policies: Vec<document::ObjectKey>,
 }
 
 /// What a change of files came to.
@@ -47,11 +49,53 @@ impl Configuration {
         let translation = self.translator.apply(&change);
         self.translator.relocate(&names);
         let diagnostics = self.diagnostics();
-        Outcome {
-            config: translation.config,
-            touched: translation.touched,
-            diagnostics,
-            changed: translation.changed,
+        let unread = self.policies_without_a_version(&diagnostics);
+        let changed = translation.changed || unread != self.unread_policies;
+        self.unread_policies = unread;
+        let mut config = translation.config;
+        self.fail_closed(&mut config);
+        Outcome { config, touched: translation.touched, diagnostics, changed }
+    }
+
+    /// AuthorizationPolicies that are refused as documents, with nothing in force for them.
+    fn policies_without_a_version(&self, diagnostics: &[Diagnostic]) -> Vec<document::ObjectKey> {
+        let kind = kinds::Kind::AuthorizationPolicy.as_str();
+        let refused =
+            diagnostics.iter().filter(|d| d.severity == diagnostic::Severity::Error && !d.last_good_in_use);
+        let mut keys: Vec<document::ObjectKey> = refused
+            .filter_map(|d| d.object.as_ref())
+            .filter(|o| o.kind == kind)
+            .map(|o| document::ObjectKey {
+                kind,
+                namespace: o.namespace.as_str().into(),
+                name: o.name.as_str().into(),
+            })
+            .filter(|key| self.store.get(key).is_none())
+            .collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+
+    /// A policy that nobody can read must not open a door: the gateways that it may be about refuse everything until it
+    /// is mended. Where its target cannot be known, that is every gateway of its namespace.
+    fn fail_closed(&self, config: &mut ir::Config) {
+        for key in &self.unread_policies {
+            let everywhere = *key.namespace == *translate::ROOT_NAMESPACE;
+            let listeners: Vec<_> = config
+                .listeners
+                .keys()
+                .filter(|l| everywhere || l.namespace == key.namespace)
+                .cloned()
+                .collect();
+            let policy = ir::Policy {
+                key: key.clone(),
+                action: ir::PolicyAction::Deny,
+                dry_run: false,
+                listeners,
+                rules: vec![ir::PolicyRule::default()],
+            };
+            config.policies.insert(key.clone(), std::sync::Arc::new(policy));
         }
     }
 
@@ -89,4 +133,42 @@ pub fn check_text(files: &[(&str, &str)]) -> Vec<Diagnostic> {
         .map(|(name, text)| FileChange { name: (*name).into(), text: Some((*text).to_owned()) })
         .collect();
     configuration.apply(changes).diagnostics
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: edge}\nspec:\n  gatewayClassName: fieldgate\n  listeners:\n  - {name: web, protocol: HTTP, port: 8080}\n";
+
+    fn policy(spec: &str) -> Vec<FileChange> {
+        let text = format!(
+            "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p}}\nspec:\n{spec}"
+        );
+        vec![FileChange { name: "p.yaml".into(), text: Some(text) }]
+    }
+
+    fn denies_all(outcome: &Outcome) -> bool {
+        outcome.config.policies.values().any(|p| {
+            p.action == ir::PolicyAction::Deny
+                && p.rules == [ir::PolicyRule::default()]
+                && p.listeners.len() == 1
+        })
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_read_closes_its_gateways_until_it_can() {
+        let mut configuration = Configuration::default();
+        configuration.apply(vec![FileChange { name: "g.yaml".into(), text: Some(GATEWAY.into()) }]);
+        let good = "  action: DENY\n  rules:\n  - to:\n    - operation: {paths: [/admin]}\n";
+        let bad = "  action: DENY\n  ruels: []\n";
+
+        let outcome = configuration.apply(policy(bad));
+        assert!(outcome.changed && denies_all(&outcome), "no version was ever good");
+        let outcome = configuration.apply(policy(good));
+        assert!(outcome.changed && !denies_all(&outcome));
+        let outcome = configuration.apply(policy(bad));
+        assert!(!denies_all(&outcome), "the last good version is in force");
+        assert_eq!(outcome.config.policies.len(), 1);
+    }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use fieldgate_core::ir::{self, Attachment, Hostname, ListenerKey, Match, ObjectKey, PathMatch, Route, Rule, Touched, ValueMatch};
+use fieldgate_core::ir::{
+    self, Attachment, Hostname, ListenerKey, Match, ObjectKey, PathMatch, Route, Rule, Touched, ValueMatch,
+};
 use fieldgate_core::{Method, RequestHead, Snapshot};
 use proptest::prelude::*;
 
@@ -78,7 +80,7 @@ fn oracle(routes: &[Route], head: &RequestHead) -> Option<String> {
                 {
                     let order = (
                         path,
-                        !m.method.is_some(),
+                        m.method.is_none(),
                         usize::MAX - m.headers.len(),
                         usize::MAX - m.query.len(),
                         route.created.unwrap_or(i64::MAX),
@@ -113,7 +115,9 @@ fn path_rank(wanted: &PathMatch, path: &str) -> Option<(u8, usize)> {
 fn conditions(m: &Match, head: &RequestHead) -> bool {
     let fits = |wanted: &ValueMatch, got: Option<String>| match wanted {
         ValueMatch::Exact(v) => got.is_some_and(|g| g == **v),
-        ValueMatch::Regex(p) => got.is_some_and(|g| regex::Regex::new(&format!("^({p})$")).unwrap().is_match(&g)),
+        ValueMatch::Regex(p) => {
+            got.is_some_and(|g| regex::Regex::new(&format!("^({p})$")).unwrap().is_match(&g))
+        }
     };
     let header = |name: &str| head.headers.get(name).map(|v| String::from_utf8_lossy(v).into_owned());
     let query = |name: &str| {
@@ -128,7 +132,8 @@ fn conditions(m: &Match, head: &RequestHead) -> bool {
 fn hosts() -> impl Strategy<Value = Option<Hostname>> {
     prop_oneof![
         Just(None),
-        prop::sample::select(vec!["a.example", "b.example", "x.a.example"]).prop_map(|h| Some(Hostname::Exact(h.into()))),
+        prop::sample::select(vec!["a.example", "b.example", "x.a.example"])
+            .prop_map(|h| Some(Hostname::Exact(h.into()))),
         prop::sample::select(vec!["example", "a.example"]).prop_map(|h| Some(Hostname::Wildcard(h.into()))),
     ]
 }
@@ -166,13 +171,35 @@ fn routes() -> impl Strategy<Value = Vec<Route>> {
     let one = (prop::option::of(0i64..3), hosts, rules);
     prop::collection::vec(one, 0..6).prop_map(|all| {
         let named = all.into_iter().enumerate();
-        named.map(|(at, (created, hosts, rules))| route(&format!("r{at}"), created, hosts.into_iter().collect(), rules)).collect()
+        named
+            .map(|(at, (created, hosts, rules))| {
+                route(&format!("r{at}"), created, hosts.into_iter().collect(), rules)
+            })
+            .collect()
     })
 }
 
 fn requests() -> impl Strategy<Value = RequestHead> {
-    let host = prop::sample::select(vec!["a.example", "b.example", "x.a.example", "y.x.a.example", "other", "a.example:80"]);
-    let target = prop::sample::select(vec!["/", "/a", "/a/", "/a/b", "/a/b/c/d", "/ab", "/b", "/a?q=1", "/a?r=2&q=x", "/a/b?q=1&r=1"]);
+    let host = prop::sample::select(vec![
+        "a.example",
+        "b.example",
+        "x.a.example",
+        "y.x.a.example",
+        "other",
+        "a.example:80",
+    ]);
+    let target = prop::sample::select(vec![
+        "/",
+        "/a",
+        "/a/",
+        "/a/b",
+        "/a/b/c/d",
+        "/ab",
+        "/b",
+        "/a?q=1",
+        "/a?r=2&q=x",
+        "/a/b?q=1&r=1",
+    ]);
     let header = prop::option::of(prop::sample::select(vec!["1", "2", "x"]));
     (host, target, any::<bool>(), header.clone(), header).prop_map(|(host, target, post, a, b)| {
         let mut head = RequestHead { authority: host.to_owned(), ..RequestHead::default() };
@@ -237,8 +264,14 @@ fn a_bad_route_keeps_its_last_good_version() {
     let regex = |p: &str| vec![vec![Match { path: PathMatch::Regex(p.into()), ..Match::default() }]];
     let mut head = RequestHead { authority: "x".into(), ..RequestHead::default() };
     head.set_target("/a");
-    let first = Snapshot::compile(None, config(&[route("a", None, vec![None], regex("/a"))]), &Touched::All, 1);
-    let second = Snapshot::compile(Some(&first), config(&[route("a", None, vec![None], regex("/(a"))]), &Touched::All, 2);
+    let first =
+        Snapshot::compile(None, config(&[route("a", None, vec![None], regex("/a"))]), &Touched::All, 1);
+    let second = Snapshot::compile(
+        Some(&first),
+        config(&[route("a", None, vec![None], regex("/(a"))]),
+        &Touched::All,
+        2,
+    );
     assert_eq!(second.rejections.len(), 1);
     assert_eq!(second.rejections[0].field, "rules[0].matches[0].path.value");
     assert_eq!(found(&second, &head), Some("a#0".into()));
@@ -255,7 +288,11 @@ fn a_path_of_slashes_costs_no_more_than_our_prefixes() {
 
 #[test]
 fn explain_says_why_not() {
-    let m = |path: &str, headers: Vec<(Arc<str>, ValueMatch)>| Match { path: PathMatch::Prefix(path.into()), headers, ..Match::default() };
+    let m = |path: &str, headers: Vec<(Arc<str>, ValueMatch)>| Match {
+        path: PathMatch::Prefix(path.into()),
+        headers,
+        ..Match::default()
+    };
     let canary = vec![("x-canary".into(), ValueMatch::Exact("true".into()))];
     let all = route("a", None, vec![None], vec![vec![m("/a", canary)], vec![m("/", vec![])]]);
     let snapshot = Snapshot::compile(None, config(&[all]), &Touched::All, 1);

@@ -2,6 +2,7 @@
 
 mod check;
 mod client;
+mod demo;
 mod explain;
 mod run;
 mod status;
@@ -22,7 +23,8 @@ const DEFAULT_ADMIN: &str = "127.0.0.1:15000";
   fieldgate run --config ./config          serve it, and follow its changes
   fieldgate explain GET http://shop.example/cart --config ./config
   fieldgate status                         what the running gateway does
-  fieldgate top                            the same, live")]
+  fieldgate top                            the same, live
+  fieldgate demo                           a service moves from VMs to pods under load")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,6 +37,7 @@ enum Command {
     Explain(explain::Explain),
     Status(status::Status),
     Top(top::Top),
+    Demo(demo::Demo),
 }
 
 /// Runs the command that the arguments ask for.
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run(),
         Command::Top(top) => top.run(),
+        Command::Demo(demo) => demo.run(),
     };
     result.unwrap_or_else(|message| {
         eprintln!("fieldgate: {message}");

@@ -49,7 +49,8 @@ const FILES: [(&str, &str); 5] = [
     ("route.yaml", include_str!("../../../deploy/examples/shop/route.yaml")),
     ("policy.yaml", include_str!("../../../deploy/examples/shop/policy.yaml")),
 ];
-const BACKENDS: [(&str, u16); 5] = [("vm-1", 9101), ("vm-2", 9102), ("vm-3", 9103), ("pod-1", 9201), ("pod-2", 9202)];
+const BACKENDS: [(&str, u16); 5] =
+    [("vm-1", 9101), ("vm-2", 9102), ("vm-3", 9103), ("pod-1", 9201), ("pod-2", 9202)];
 const HOST: &str = "shop.example.com";
 
 fn main() -> ExitCode {
@@ -89,16 +90,23 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     for (name, port) in BACKENDS {
         backends.push(Backend::start_at(name, loopback(port), &logs, None)?);
     }
-    println!("2. The gateway on {}, listening on 127.0.0.1:8080, admin on 127.0.0.1:15000.", config.display());
+    println!(
+        "2. The gateway on {}, listening on 127.0.0.1:8080, admin on 127.0.0.1:15000.",
+        config.display()
+    );
     let admin = loopback(15000);
     let config_flag = config.display().to_string();
     let flags = ["run", "--config", config_flag.as_str(), "--admin", "127.0.0.1:15000", "--workers", "1"];
     let mut gateway = Process::start("gateway", &logs, None, &gateway_binary, &flags)?;
-    gateway.wait_ready(Duration::from_secs(20), || http::get(admin, "/ready").is_ok_and(|r| r.status == 200))?;
+    gateway
+        .wait_ready(Duration::from_secs(20), || http::get(admin, "/ready").is_ok_and(|r| r.status == 200))?;
 
-    println!("3. Load: {} requests a second by HTTP/1.1 and as many by HTTP/2, on connections kept open.\n", arguments.rate);
+    println!(
+        "3. Load: {} requests a second by HTTP/1.1 and as many by HTTP/2, on connections kept open.\n",
+        arguments.rate
+    );
     let mut http1 = Plan::new(loopback(8080));
-    http1.host = HOST.to_owned();
+    HOST.clone_into(&mut http1.host);
     http1.rate = Some(arguments.rate);
     let http2 = Plan { connections: 4, ..http1.clone() }.http2(4);
     let loads = [http1.start()?, http2.start()?];
@@ -106,7 +114,10 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     println!("{:<34}{:>9}{:>9}{:>9}{:>9}{:>9}", "", "req/s", "VMs %", "pods %", "errors", "p99 ms");
     let steps = [(100, 0, false), (90, 10, false), (50, 50, true), (0, 100, false)];
     for (vms, pods, kill) in steps {
-        let route = FILES[3].1.replace("weight: 100}", &format!("weight: {vms}}}")).replace("weight: 0}", &format!("weight: {pods}}}"));
+        let route = FILES[3]
+            .1
+            .replace("weight: 100}", &format!("weight: {vms}}}"))
+            .replace("weight: 0}", &format!("weight: {pods}}}"));
         write(&config.join("route.yaml"), &route)?;
         for second in 0..arguments.step {
             let mut what = if second == 0 { format!("weights {vms}/{pods} written") } else { String::new() };
@@ -117,7 +128,11 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
             print_second(&what, &loads);
         }
     }
-    let totals: Vec<Tally> = if arguments.keep { loads.iter().map(Running::snapshot).collect() } else { loads.into_iter().map(Running::stop).collect() };
+    let totals: Vec<Tally> = if arguments.keep {
+        loads.iter().map(Running::snapshot).collect()
+    } else {
+        loads.into_iter().map(Running::stop).collect()
+    };
     let sent: u64 = totals.iter().map(Tally::completed).sum();
     let failed: u64 = totals.iter().map(Tally::failures).sum();
     println!("\nrequests: {sent}   errors: {failed}");
@@ -133,7 +148,12 @@ fn print_second(what: &str, loads: &[Running]) {
     std::thread::sleep(Duration::from_secs(1));
     let after: Vec<Tally> = loads.iter().map(Running::snapshot).collect();
     let count = |tallies: &[Tally], prefix: &str| -> u64 {
-        tallies.iter().flat_map(Tally::backends).filter(|(name, _)| name.starts_with(prefix)).map(|(_, n)| n).sum()
+        tallies
+            .iter()
+            .flat_map(Tally::backends)
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(|(_, n)| n)
+            .sum()
     };
     let vms = count(&after, "vm-") - count(&before, "vm-");
     let pods = count(&after, "pod-") - count(&before, "pod-");
@@ -161,7 +181,11 @@ fn gateway_binary(arguments: &Arguments) -> Result<PathBuf, String> {
     }
     let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
     let beside = own.with_file_name("fieldgate");
-    if beside.exists() { Ok(beside) } else { Err(format!("{} is not there; build it, or name it with --gateway", beside.display())) }
+    if beside.exists() {
+        Ok(beside)
+    } else {
+        Err(format!("{} is not there; build it, or name it with --gateway", beside.display()))
+    }
 }
 
 fn loopback(port: u16) -> SocketAddr {

@@ -17,6 +17,8 @@ mod splits;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use policies::ROOT as ROOT_NAMESPACE;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

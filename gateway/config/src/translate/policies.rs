@@ -16,7 +16,7 @@ use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation,
 use crate::kinds::{Kind, Spec};
 
 /// Policies here apply to every namespace (Istio's root namespace).
-const ROOT: &str = "istio-system";
+pub(crate) const ROOT: &str = "istio-system";
 const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What cannot be translated: reason, field, message.
