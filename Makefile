@@ -1,6 +1,5 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
-FIXTURES ?= $(FIELDGATE_FIXTURES)
 
 .PHONY: demo test setup build check lint bench scenarios doc clean
 
@@ -9,10 +8,10 @@ demo: setup
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate demo $(DEMO_ARGS)
 
-## Unit, property, golden and whole-gateway tests.
+## Unit, property, golden and whole-gateway tests. Conformance data is found by FIELDGATE_FIXTURES, if that is set.
 test: setup
 	$(CARGO) build -p fieldgate -p fieldgate-loadtests
-	FIELDGATE_FIXTURES="$(FIXTURES)" $(CARGO) test --workspace --no-fail-fast
+	$(CARGO) test --workspace --no-fail-fast
 
 ## What the build needs and this machine may lack: cmake and a C compiler (for aws-lc and zlib-ng), python3-venv and curl for scenarios.
 setup:
@@ -33,7 +32,7 @@ bench: setup
 ## All promises, at full size.
 scenarios: setup
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
-	FIELDGATE_FIXTURES="$(FIXTURES)" ./target/release/fieldgate-scenarios all
+	./target/release/fieldgate-scenarios all
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
