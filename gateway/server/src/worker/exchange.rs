@@ -33,6 +33,8 @@ use crate::telemetry::{Outcome, Stages};
 const STREAM_IDLE: Duration = Duration::from_mins(5);
 /// Endpoints tried at most when connections cannot be opened, retries of the route apart.
 const CONNECT_TRIES: u32 = 3;
+/// Kept connections found closed at most, one after the other.
+const STALE_TRIES: u32 = 16;
 
 /// A request as a downstream codec hands it over.
 pub struct Request {
@@ -445,6 +447,8 @@ async fn forward_request(
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
+    // Kept connections that turned out closed say nothing about an endpoint and do not use up its tries.
+    let (mut failed, mut stale) = (0, 0);
     let retries = to.rule.ir.retry.as_ref();
     let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
     let tries = retries.map_or(0, |r| r.attempts) + 1;
@@ -479,12 +483,13 @@ async fn forward_request(
                     state.report_success();
                 }
                 let again = retries.is_some_and(|r| r.codes.contains(&response.status))
-                    && log.attempts < tries
+                    && failed + 1 < tries
                     && untouched
                     && !answered.upload_failed;
                 if again {
                     worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
                     discard(worker, answered, &to, address);
+                    failed += 1;
                     tried.push(address);
                     if !other_endpoint(worker, &to.pool, &tried) {
                         tried.clear();
@@ -517,10 +522,9 @@ async fn forward_request(
             }
             // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
             Failure::Broken { stale: true, .. }
-                if untouched
-                    && request.head.method.is_idempotent()
-                    && log.attempts <= CONNECT_TRIES + tries =>
+                if untouched && request.head.method.is_idempotent() && stale < STALE_TRIES =>
             {
+                stale += 1;
                 continue;
             }
             Failure::Connect(error) => {
@@ -528,8 +532,9 @@ async fn forward_request(
                     state.report_refused(now_ms);
                 }
                 log.failure = Some(error.to_string());
+                failed += 1;
                 tried.push(address);
-                if log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                if failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
                     continue;
                 }
                 Answer::new(
@@ -544,10 +549,10 @@ async fn forward_request(
                     state.report_failure(now_ms);
                 }
                 log.failure = Some(error.to_string());
+                failed += 1;
                 tried.push(address);
                 let safe = untouched && (request.head.method.is_idempotent() || retries.is_some());
-                if safe && log.attempts < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried)
-                {
+                if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
                     continue;
                 }
                 if matches!(error, SideError::Malformed(_)) {
@@ -758,7 +763,10 @@ impl Waiting {
                 }
                 _ => {}
             }
-        } else if down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready() {
+        }
+        // Asked in the same poll that ends the upload: nothing else would wake us for it.
+        let sent = self.upload.done || self.upload_failed;
+        if sent && (down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready()) {
             return Poll::Ready(Err(Failure::ClientGone));
         }
         match self.poll_head(cx, request, response) {
@@ -1053,7 +1061,8 @@ fn poll_streams(
             Poll::Ready(Err(_)) => upload.done = true,
             _ => {}
         }
-    } else if !download.done && down.poll_gone(cx).is_ready() {
+    }
+    if upload.done && !download.done && down.poll_gone(cx).is_ready() {
         return Poll::Ready(Err(End::Client(SideError::Io(std::io::ErrorKind::ConnectionReset.into()))));
     }
     // A tunnel is over when either side is; an exchange when the response is, whatever is left of the request.
