@@ -28,6 +28,9 @@ const SEND_BUFFER: usize = 128 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_mins(5);
 
+/// How long a connection without a request may still send its first one while the gateway drains.
+const FIRST_REQUEST: Duration = Duration::from_secs(2);
+
 /// Serves a connection to its end.
 pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
     let mut builder = h2::server::Builder::new();
@@ -46,10 +49,16 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
     deadline.set(IDLE);
     let drain = worker.drain.notified();
     tokio::pin!(drain);
-    let mut told = false;
+    let (mut told, mut draining, mut served) = (false, false, false);
     loop {
         let accepted = poll_fn(|cx| {
-            if !told && (worker.draining.get() || drain.as_mut().poll(cx).is_ready()) {
+            if !draining && (worker.draining.get() || drain.as_mut().poll(cx).is_ready()) {
+                draining = true;
+                deadline.set(FIRST_REQUEST);
+            }
+            // A connection that was just opened is not told to go before it could ask for anything: a client may
+            // count what it had ready to send as failed.
+            if draining && served && !told {
                 told = true;
                 connection.graceful_shutdown();
             }
@@ -68,6 +77,7 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         })
         .await;
         let Some(Ok((request, respond))) = accepted else { return };
+        served = true;
         deadline.set(IDLE);
         let (worker, conn) = (worker.clone(), conn.clone());
         tokio::task::spawn_local(async move { stream_exchange(&worker, &conn, request, respond).await });
