@@ -1,7 +1,7 @@
 //! The process: starts workers and the control task, and ends them in good order.
 //!
 //! pingora-core's `Server` hosts it: it runs the service's runtime and its main loop. What a signal means is decided here,
-//! in [`Signals`], and pingora learns of an end only when it is safe; why is in
+//! in `Signals`, and pingora learns of an end only when it is safe; why is in
 //! `docs/decisions/0002-pingora-hosts-the-process.md`.
 
 mod files;
