@@ -48,7 +48,6 @@ fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAdd
 }
 
 async fn connection(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
-    let _ = tcp.set_nodelay(true);
     let Ok(local) = tcp.local_addr() else { return };
     let published = worker.published();
     let config = match published.tls.get(&bound) {

@@ -5,12 +5,12 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use fieldgate_core::balance::CompiledPool;
+use fieldgate_core::balance::{CompiledPool, NoEndpoint};
 use fieldgate_core::filter;
 use fieldgate_core::ir::{ConnectionFacts, Filter, ListenerKey, Protocol};
 use fieldgate_core::route::Entry;
@@ -18,7 +18,7 @@ use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
 use fieldgate_core::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
 use fieldgate_plugins::cors;
 use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_response};
-use fieldgate_wire::timer::Deadline;
+use fieldgate_wire::timer::{Deadline, with_deadline};
 use h2::Reason;
 use smallvec::SmallVec;
 
@@ -79,12 +79,14 @@ impl Request {
 }
 
 /// What is learned about a request on its way, for the one record at its end.
+///
+/// It borrows from the snapshot: a reference count would be memory that all workers write per request.
 #[derive(Default)]
-struct Log {
-    listener: Option<Arc<CompiledListener>>,
-    entry: Option<Arc<Entry>>,
+struct Log<'p> {
+    listener: Option<&'p Arc<CompiledListener>>,
+    entry: Option<&'p Arc<Entry>>,
     backend: Option<usize>,
-    pool: Option<Arc<CompiledPool>>,
+    pool: Option<&'p Arc<CompiledPool>>,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
     status: u16,
@@ -101,7 +103,7 @@ struct Log {
     ended: Option<Instant>,
 }
 
-impl Log {
+impl Log<'_> {
     fn answer(&mut self, answer: &Answer) {
         self.status = answer.status;
         self.flags = answer.flags;
@@ -112,15 +114,15 @@ impl Log {
 
 /// What the head alone decides.
 #[allow(clippy::large_enum_variant)] // lives on the stack for one call
-enum Decision {
+enum Decision<'p> {
     Answer(Answer),
-    Forward(Forward),
+    Forward(Forward<'p>),
 }
 
-struct Forward {
-    rule: Arc<CompiledRule>,
+struct Forward<'p> {
+    rule: &'p CompiledRule,
     backend: usize,
-    pool: Arc<CompiledPool>,
+    pool: &'p CompiledPool,
     issue_cookie: Option<String>,
 }
 
@@ -187,16 +189,11 @@ fn record(
     conn: &Connection,
     published: &Published,
     request: &Request,
-    log: &Log,
+    log: &Log<'_>,
     response: Option<&Headers>,
 ) {
-    let unknown = unknown_listener();
-    let table = published.snapshot.address(conn.bound);
-    let listener = log
-        .listener
-        .as_ref()
-        .or_else(|| table.and_then(|t| t.listeners.first()))
-        .map_or(&unknown, |l| &l.ir.key);
+    let of_address = || published.snapshot.address(conn.bound)?.listeners.first();
+    let listener = log.listener.or_else(of_address).map_or(&*UNKNOWN_LISTENER, |l| &l.ir.key);
     let duration = log.ended.unwrap_or_else(Instant::now) - request.started;
     // Only the access log tells the time of day.
     let started_wall = match &published.access_log {
@@ -205,9 +202,9 @@ fn record(
     };
     let outcome = Outcome {
         listener,
-        rule: log.entry.as_ref().map(|e| &e.rule.ir),
+        rule: log.entry.map(|e| &e.rule.ir),
         backend: log.backend,
-        pool: log.pool.as_ref().map(|p| &p.ir),
+        pool: log.pool.map(|p| &p.ir),
         upstream: log.upstream,
         upstream_local: log.upstream_local,
         head: &request.head,
@@ -236,19 +233,18 @@ fn record(
     }
 }
 
-fn unknown_listener() -> ListenerKey {
-    static EMPTY: std::sync::LazyLock<Arc<str>> = std::sync::LazyLock::new(|| "".into());
-    ListenerKey { namespace: EMPTY.clone(), gateway: EMPTY.clone(), name: EMPTY.clone() }
-}
+/// Stands for the listener of a connection whose address is no longer configured.
+static UNKNOWN_LISTENER: LazyLock<ListenerKey> =
+    LazyLock::new(|| ListenerKey { namespace: "".into(), gateway: "".into(), name: "".into() });
 
 /// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
-fn decide(
+fn decide<'p>(
     worker: &Worker,
     conn: &Connection,
-    published: &Published,
+    published: &'p Published,
     request: &mut Request,
-    log: &mut Log,
-) -> Decision {
+    log: &mut Log<'p>,
+) -> Decision<'p> {
     match decide_or_answer(worker, conn, published, request, log) {
         Ok(to) => Decision::Forward(to),
         Err(answer) if request.head.is_grpc() && answer.status >= 400 => Decision::Answer(answer.into_grpc()),
@@ -257,13 +253,13 @@ fn decide(
 }
 
 #[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
-fn decide_or_answer(
+fn decide_or_answer<'p>(
     worker: &Worker,
     conn: &Connection,
-    published: &Published,
+    published: &'p Published,
     request: &mut Request,
-    log: &mut Log,
-) -> Result<Forward, Answer> {
+    log: &mut Log<'p>,
+) -> Result<Forward<'p>, Answer> {
     let head = &mut request.head;
     if head.method == Method::Connect {
         return Err(Answer::new(405, "connect_not_supported", "-", "CONNECT is not supported\n"));
@@ -277,7 +273,7 @@ fn decide_or_answer(
         // The handshake was for another listener: its certificates and policies were another's (RFC 9110 section 15.5.20).
         return Err(Answer::new(421, "misdirected_request", "-", "misdirected request\n"));
     }
-    log.listener = Some(listener.clone());
+    log.listener = Some(listener);
     let trusted_hops = listener.ir.client.trusted_hops;
     let client = conn.client(head.headers.get_id(HeaderId::XForwardedFor), trusted_hops);
     if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
@@ -296,7 +292,7 @@ fn decide_or_answer(
         }
     }
     let entry = listener.route(head).ok_or_else(not_found)?;
-    log.entry = Some(entry.clone());
+    log.entry = Some(entry);
     let rule = &entry.rule;
     forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
     let port = conn.local.port();
@@ -333,13 +329,8 @@ fn decide_or_answer(
     let Some(pool) = published.snapshot.pool(slot) else {
         return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
     };
-    log.pool = Some(pool.clone());
-    Ok(Forward {
-        rule: rule.clone(),
-        backend: choice.backend,
-        pool: pool.clone(),
-        issue_cookie: choice.issue_cookie,
-    })
+    log.pool = Some(pool);
+    Ok(Forward { rule, backend: choice.backend, pool, issue_cookie: choice.issue_cookie })
 }
 
 /// A filter's effect on the request.
@@ -349,7 +340,7 @@ fn apply(
     entry: &Entry,
     head: &mut RequestHead,
     port: u16,
-    log: &mut Log,
+    log: &mut Log<'_>,
 ) -> Result<(), Answer> {
     match filter {
         Filter::RequestHeaders(edit) => filter::edit_headers(edit, &mut head.headers),
@@ -382,7 +373,7 @@ fn of_local(response: filter::LocalResponse) -> Answer {
 }
 
 /// A filter's effect on the response.
-fn apply_to_response(to: &Forward, request: &RequestHead, response: &mut ResponseHead) {
+fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut ResponseHead) {
     let filters = to.rule.backends[to.backend].filters.iter().chain(&to.rule.ir.filters);
     for filter in filters {
         match filter {
@@ -401,7 +392,7 @@ async fn send_answer(
     mut down: Side,
     request: &mut Request,
     answer: Answer,
-    log: &mut Log,
+    log: &mut Log<'_>,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
     log.answer(&answer);
@@ -410,30 +401,14 @@ async fn send_answer(
         Side::H1(side) => {
             local::write_h1(side, &answer, &request.head, keep);
             deadline.set(STREAM_IDLE);
-            flush(&mut down, deadline).await.ok()?;
+            with_deadline(deadline, poll_fn(|cx| down.poll_flush(cx))).await.ok()?.ok()?;
             Some((down, keep))
         }
         Side::H2(_) => {
-            let mut respond = request.respond.take()?;
-            let response = forward::http2_response(answer.status, &answer.fields()).ok()?;
-            let empty = answer.body.is_empty() || request.head.method == Method::Head;
-            let mut send = respond.send_response(response, empty).ok()?;
-            if !empty {
-                send.send_data(Bytes::from(answer.body.into_owned()), true).ok()?;
-            }
+            local::send_h2(request.respond.take()?, answer, &request.head)?;
             None
         }
     }
-}
-
-async fn flush(side: &mut Side, deadline: &Deadline) -> Result<(), ()> {
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = side.poll_flush(cx) {
-            return Poll::Ready(done.map_err(|_| ()));
-        }
-        deadline.poll_expired(cx).map(|()| Err(()))
-    })
-    .await
 }
 
 /// Tries endpoints until one answers, then streams the response.
@@ -441,8 +416,8 @@ async fn forward_request(
     worker: &Rc<Worker>,
     mut down: Side,
     request: &mut Request,
-    to: Forward,
-    log: &mut Log,
+    to: Forward<'_>,
+    log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
@@ -453,21 +428,18 @@ async fn forward_request(
     let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
     let tries = retries.map_or(0, |r| r.attempts) + 1;
     loop {
-        let address = match pick(worker, &to.pool, &tried) {
-            Ok(address) => address,
+        let in_flight = match pick(worker, to.pool, &tried) {
+            Ok(in_flight) => in_flight,
             Err(none) => {
-                let mut answer = Answer::new(503, none.details(), none.flags(), "no healthy upstream\n");
-                if !tried.is_empty() {
-                    answer = Answer::new(
-                        503,
-                        "upstream_reset_before_response_started{connection_failure}",
-                        "UF",
-                        "no upstream could be reached\n",
-                    );
-                }
+                let answer = if tried.is_empty() {
+                    Answer::new(503, none.details(), none.flags(), "no healthy upstream\n")
+                } else {
+                    unreachable_upstream()
+                };
                 return send_failure(down, request, answer, log, deadline).await;
             }
         };
+        let address = in_flight.address;
         log.attempts += 1;
         if log.attempts > 1 {
             worker.recorder.retried(&to.pool.ir.key);
@@ -487,25 +459,24 @@ async fn forward_request(
                     && untouched
                     && !answered.upload_failed;
                 if again {
-                    worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
+                    drop(in_flight);
                     discard(worker, answered, &to, address);
                     failed += 1;
                     tried.push(address);
-                    if !other_endpoint(worker, &to.pool, &tried) {
+                    if !other_endpoint(worker, to.pool, &tried) {
                         tried.clear();
                     }
                     backoff(retries.and_then(|r| r.backoff)).await;
                     continue;
                 }
-                let end =
-                    respond(worker, down, request, &to, answered, log, response, deadline, limit, address)
-                        .await;
-                worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
-                return end;
+                return respond(
+                    worker, down, request, &to, answered, log, response, deadline, limit, address,
+                )
+                .await;
             }
             Err(failure) => failure,
         };
-        worker.pools.borrow_mut()[to.pool.slot as usize].finished(address);
+        drop(in_flight);
         let answer = match failure {
             Failure::ClientGone => {
                 log.status = 0;
@@ -534,15 +505,10 @@ async fn forward_request(
                 log.failure = Some(error.to_string());
                 failed += 1;
                 tried.push(address);
-                if failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                if failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
                     continue;
                 }
-                Answer::new(
-                    503,
-                    "upstream_reset_before_response_started{connection_failure}",
-                    "UF",
-                    "no upstream could be reached\n",
-                )
+                unreachable_upstream()
             }
             Failure::Broken { error, .. } => {
                 if let Some(state) = state() {
@@ -552,7 +518,7 @@ async fn forward_request(
                 failed += 1;
                 tried.push(address);
                 let safe = untouched && (request.head.method.is_idempotent() || retries.is_some());
-                if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, &to.pool, &tried) {
+                if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
                     continue;
                 }
                 if matches!(error, SideError::Malformed(_)) {
@@ -577,6 +543,11 @@ async fn forward_request(
     }
 }
 
+fn unreachable_upstream() -> Answer {
+    let details = "upstream_reset_before_response_started{connection_failure}";
+    Answer::new(503, details, "UF", "no upstream could be reached\n")
+}
+
 async fn backoff(pause: Option<Duration>) {
     if let Some(pause) = pause.filter(|p| !p.is_zero()) {
         tokio::time::sleep(pause).await;
@@ -587,18 +558,31 @@ async fn send_failure(
     down: Side,
     request: &mut Request,
     answer: Answer,
-    log: &mut Log,
+    log: &mut Log<'_>,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
     let answer = if request.head.is_grpc() { answer.into_grpc() } else { answer };
     send_answer(down, request, answer, log, deadline).await
 }
 
-fn pick(
-    worker: &Worker,
+/// A request at an endpoint, counted for as long as this lives, however it ends.
+struct InFlight<'w> {
+    worker: &'w Worker,
+    slot: u32,
+    address: SocketAddr,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.worker.pools.borrow_mut()[self.slot as usize].finished(self.address);
+    }
+}
+
+fn pick<'w>(
+    worker: &'w Worker,
     pool: &CompiledPool,
     tried: &[SocketAddr],
-) -> Result<SocketAddr, fieldgate_core::balance::NoEndpoint> {
+) -> Result<InFlight<'w>, NoEndpoint> {
     let mut pools = worker.pools.borrow_mut();
     let slot = pool.slot as usize;
     if pools.len() <= slot {
@@ -608,7 +592,7 @@ fn pick(
     state.sync(pool);
     let index = pool.pick(state, worker.now_ms(), &mut || worker.random(), tried)?;
     state.started(index);
-    Ok(pool.endpoints[index].state.address)
+    Ok(InFlight { worker, slot: pool.slot, address: pool.endpoints[index].state.address })
 }
 
 /// Whether a retry could go anywhere else.
@@ -623,9 +607,9 @@ async fn attempt(
     worker: &Rc<Worker>,
     down: &mut Side,
     request: &mut Request,
-    to: &Forward,
+    to: &Forward<'_>,
     address: SocketAddr,
-    log: &mut Log,
+    log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
     limit: Option<Instant>,
@@ -687,7 +671,7 @@ async fn open_http1(
     worker: &Rc<Worker>,
     down: &Side,
     request: &Request,
-    to: &Forward,
+    to: &Forward<'_>,
     address: SocketAddr,
 ) -> Result<(Side, bool), Failure> {
     let limits = &to.pool.ir.limits;
@@ -711,7 +695,7 @@ type OpenHttp2 = (Side, Option<h2::client::ResponseFuture>, Option<StreamGuard>,
 async fn open_http2(
     worker: &Rc<Worker>,
     request: &Request,
-    to: &Forward,
+    to: &Forward<'_>,
     address: SocketAddr,
 ) -> Result<OpenHttp2, Failure> {
     let (send, guard, reused) =
@@ -746,7 +730,7 @@ impl Waiting {
         response: &mut ResponseHead,
         deadline: &Deadline,
         limit: Option<Instant>,
-        log: &mut Log,
+        log: &mut Log<'_>,
     ) -> Poll<Result<(bool, BodyKind), Failure>> {
         if deadline.expired() {
             return Poll::Ready(Err(Failure::Timeout));
@@ -881,14 +865,14 @@ async fn interim(down: &mut Side, request: &mut Request, response: &mut Response
 }
 
 /// Gets rid of a response that is to be tried again elsewhere.
-fn discard(worker: &Worker, answered: Answered, to: &Forward, address: SocketAddr) {
+fn discard(worker: &Worker, answered: Answered, to: &Forward<'_>, address: SocketAddr) {
     if answered.body == BodyKind::None && answered.keep_alive && answered.upload.done {
         recycle(worker, answered.side, to, address);
     }
 }
 
 /// Returns an upstream connection to the pool.
-fn recycle(worker: &Worker, side: Side, to: &Forward, address: SocketAddr) {
+fn recycle(worker: &Worker, side: Side, to: &Forward<'_>, address: SocketAddr) {
     if let Side::H1(side) = side
         && side.is_clean()
         && side.input.is_empty()
@@ -911,9 +895,9 @@ async fn respond(
     worker: &Rc<Worker>,
     mut down: Side,
     request: &mut Request,
-    to: &Forward,
+    to: &Forward<'_>,
     answered: Answered,
-    log: &mut Log,
+    log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
     limit: Option<Instant>,

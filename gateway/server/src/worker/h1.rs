@@ -2,7 +2,7 @@
 //!
 //! A connection that has been quiet for a moment holds no buffer: it waits for readability and nothing else.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -96,8 +96,6 @@ async fn wait_for_request(worker: &Worker, stream: &mut Stream, deadline: &Deadl
     })
     .await
 }
-
-use std::future::Future;
 
 /// Requests in quick succession. Returns the stream once it goes quiet, nothing once it is over.
 async fn active(

@@ -13,9 +13,9 @@ use h2::RecvStream;
 use h2::server::SendResponse;
 
 use super::exchange::{self, Request};
-use super::local::Answer;
+use super::local::{self, Answer};
 use super::side::{H2Side, Side, fill_headers};
-use super::{Connection, Worker, forward, h1};
+use super::{Connection, Worker, h1};
 
 /// Streams that a client may have open at once.
 const STREAMS: u32 = 128;
@@ -88,7 +88,7 @@ async fn stream_exchange(
     worker: &Rc<Worker>,
     conn: &Connection,
     incoming: http::Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
 ) {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
@@ -96,12 +96,9 @@ async fn stream_exchange(
     request.head.https = conn.tls;
     if let Err(why) = read_head(&mut request, &parts, &recv) {
         let answer = Answer::new(400, why.as_str(), "DPE", "bad request\n");
-        if let Ok(head) = forward::http2_response(400, &answer.fields())
-            && let Ok(mut send) = respond.send_response(head, false)
-        {
-            let _ = send.send_data(Bytes::from_static(b"bad request\n"), true);
-        }
-        return exchange::record_refusal(worker, conn, &request, &answer);
+        exchange::record_refusal(worker, conn, &request, &answer);
+        local::send_h2(respond, answer, &request.head);
+        return;
     }
     let recv = (request.body != BodyKind::None).then_some(recv);
     request.respond = Some(respond);

@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
 use fieldgate_core::{HeaderId, Headers, Method, RequestHead};
 use fieldgate_wire::h1::BodyKind;
+use h2::server::SendResponse;
 
-use super::forward::connection_option;
+use super::forward::{connection_option, http2_response};
 use super::side::{H1Side, write_field};
 
 /// A response of the gateway's own, with who is to blame.
@@ -45,7 +47,7 @@ impl Answer {
             _ => 2,
         };
         self.headers.push(b"content-type", b"application/grpc");
-        self.headers.push(b"grpc-status", code_text(code).as_bytes());
+        self.headers.push(b"grpc-status", u8::to_string(&code).as_bytes());
         self.headers.push(b"grpc-message", self.body.trim_end().as_bytes());
         self.status = 200;
         self.body = Cow::Borrowed("");
@@ -66,10 +68,6 @@ impl Answer {
     }
 }
 
-fn code_text(code: u8) -> String {
-    code.to_string()
-}
-
 /// Puts the answer into the side's output.
 pub fn write_h1(side: &mut H1Side, answer: &Answer, request: &RequestHead, keep_alive: bool) {
     write_status(&mut side.out, answer.status);
@@ -84,6 +82,17 @@ pub fn write_h1(side: &mut H1Side, answer: &Answer, request: &RequestHead, keep_
         side.out.extend_from_slice(answer.body.as_bytes());
     }
     side.begin_body(BodyKind::None);
+}
+
+/// Sends the answer on an HTTP/2 stream; nothing if the stream is gone.
+pub fn send_h2(mut respond: SendResponse<Bytes>, answer: Answer, request: &RequestHead) -> Option<()> {
+    let head = http2_response(answer.status, &answer.fields()).ok()?;
+    let empty = answer.body.is_empty() || request.method == Method::Head;
+    let mut send = respond.send_response(head, empty).ok()?;
+    if !empty {
+        send.send_data(Bytes::from(answer.body.into_owned()), true).ok()?;
+    }
+    Some(())
 }
 
 /// Appends the status line.

@@ -306,7 +306,7 @@ fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
     if lines == b"\r\n" || lines.is_empty() {
         return Ok(None);
     }
-    let mut storage = [httparse_empty(); 64];
+    let mut storage = [httparse::EMPTY_HEADER; 64];
     match httparse::parse_headers(lines, &mut storage) {
         Ok(httparse::Status::Complete((_, fields))) => {
             let mut headers = Headers::new();
@@ -332,10 +332,6 @@ fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
         }
         _ => Err(Malformed::Trailer),
     }
-}
-
-fn httparse_empty<'a>() -> httparse::Header<'a> {
-    httparse::EMPTY_HEADER
 }
 
 impl H2Side {
