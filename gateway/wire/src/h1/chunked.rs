@@ -147,7 +147,8 @@ fn chunk_size(line: &[u8]) -> Result<u64, Malformed> {
         return Err(Malformed::Chunk);
     }
     // An extension follows `;`, with optional white space before it (BWS); no control byte in it.
-    let rest = line[digits..].trim_ascii_start();
+    let white = line[digits..].iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
+    let rest = &line[digits + white..];
     let extension = rest.is_empty() && digits == line.len() || rest.first() == Some(&b';');
     if !extension || rest.iter().any(|b| b.is_ascii_control() && *b != b'\t') {
         return Err(Malformed::Chunk);
@@ -185,6 +186,7 @@ mod tests {
             "3\nabc\r\n",
             "3\rabc",
             "3 \r\nabc\r\n",
+            "3\x0c;a\r\nabc\r\n",
             "3\r\nabcX\r\n",
             "3;\x01\r\n",
             "+3\r\nabc\r\n",
