@@ -106,9 +106,10 @@ impl ChunkedDecoder {
     fn trailers(&mut self, input: &[u8], start: usize) -> Result<Decoded, Malformed> {
         let mut at = start;
         loop {
-            let Some(end) = line_end(&input[at..], MAX_TRAILERS, Malformed::Trailer)? else {
-                let too_long = input.len() - start > MAX_TRAILERS;
-                return if too_long { Err(Malformed::Trailer) } else { Ok(Decoded::NeedMore) };
+            // The bound is on the whole section, and the same whether it comes at once or in pieces.
+            let left = MAX_TRAILERS.saturating_sub(at - start);
+            let Some(end) = line_end(&input[at..], left, Malformed::Trailer)? else {
+                return Ok(Decoded::NeedMore);
             };
             at += end + 2;
             if end == 0 {
@@ -203,6 +204,17 @@ mod tests {
     fn trailers_and_extensions() {
         let wire = b"3;a=b\r\nabc\r\n0\r\nx: y\r\n\r\nNEXT";
         assert_eq!(decode(wire, 1), Ok(Some((b"abc".to_vec(), wire.len() - 4))));
+    }
+
+    #[test]
+    fn the_bound_of_trailers_is_the_same_whatever_the_packets() {
+        for (lines, fits) in [(4000, true), (4200, false)] {
+            let wire = format!("0\r\n{}\r\n", "a:\r\n".repeat(lines));
+            for step in [wire.len(), 1000] {
+                let decoded = decode(wire.as_bytes(), step);
+                assert_eq!(decoded.is_ok(), fits, "{lines} lines, {step} bytes at a time: {decoded:?}");
+            }
+        }
     }
 
     proptest! {
