@@ -202,6 +202,10 @@ pub fn parse_response<'b>(
     limits: HeadLimits,
     mut field: impl FnMut(&'b [u8], &'b [u8]),
 ) -> Result<Option<ParsedResponse>, Malformed> {
+    // httparse skips empty lines, which only a server may (RFC 9112 section 2.2): here they are bytes that nobody asked for.
+    if matches!(input.first(), Some(b'\r' | b'\n')) {
+        return Err(Malformed::Syntax);
+    }
     let mut storage = [const { MaybeUninit::<httparse::Header<'_>>::uninit() }; MAX_FIELDS];
     let mut response = httparse::Response::new(&mut []);
     let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(
@@ -417,6 +421,7 @@ mod tests {
         assert_eq!(body("HTTP/1.1 200 OK\r\n\r\n"), Ok(BodyKind::UntilClose));
         assert_eq!(body("HTTP/1.1 204 No\r\nContent-Length: 4\r\n\r\n"), Ok(BodyKind::None));
         assert_eq!(body("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n"), Ok(BodyKind::Length(4)));
+        assert_eq!(body("\r\nHTTP/1.1 200 OK\r\n\r\n"), Err(Malformed::Syntax));
         assert_eq!(
             body("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"),
             Err(Malformed::LengthAndEncoding)
