@@ -230,7 +230,8 @@ pub fn parse_response<'b>(
         100..=199 | 204 | 304 => BodyKind::None,
         _ => seen.body()?.unwrap_or(BodyKind::UntilClose),
     };
-    let keep_alive = if http10 { seen.keep_alive && !seen.close } else { !seen.close };
+    // A coding in HTTP/1.0 is faulty framing: read as it is meant, and the connection ended (RFC 9112 section 6.1).
+    let keep_alive = !seen.close && (!http10 || seen.keep_alive && !seen.encoded);
     Ok(Some(ParsedResponse {
         status,
         http10,
@@ -426,6 +427,16 @@ mod tests {
             body("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"),
             Err(Malformed::LengthAndEncoding)
         );
+    }
+
+    #[test]
+    fn a_connection_is_not_used_again_after_a_coding_in_http10() {
+        let keep = |text: &str| {
+            parse_response(text.as_bytes(), HeadLimits::default(), |_, _| {}).unwrap().unwrap().keep_alive
+        };
+        assert!(keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\n"));
+        assert!(!keep("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n"));
+        assert!(keep("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"));
     }
 
     #[test]
