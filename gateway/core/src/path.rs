@@ -21,26 +21,27 @@ pub fn normalise(path: &str) -> Option<Cow<'_, str>> {
 }
 
 fn decode_unreserved(bytes: &[u8]) -> Option<String> {
-    let mut out = String::with_capacity(bytes.len());
+    let mut out = Vec::with_capacity(bytes.len());
     let mut rest = bytes.iter().copied();
     while let Some(b) = rest.next() {
         match b {
             b'#' => return None,
-            b'\\' => out.push('/'),
+            b'\\' => out.push(b'/'),
             b'%' => {
                 let (high, low) = (hex(rest.next()?)?, hex(rest.next()?)?);
                 match high * 16 + low {
                     0 => return None,
                     byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
-                        out.push(char::from(byte));
+                        out.push(byte);
                     }
-                    byte => out.push_str(&format!("%{byte:02X}")),
+                    byte => out.extend_from_slice(format!("%{byte:02X}").as_bytes()),
                 }
             }
-            _ => out.push(char::from(b)),
+            _ => out.push(b),
         }
     }
-    Some(out)
+    // Only ASCII was put in the place of ASCII, so this is text as before.
+    String::from_utf8(out).ok()
 }
 
 fn hex(digit: u8) -> Option<u8> {
@@ -94,6 +95,7 @@ mod tests {
             ("/%61%2f%7e", Some("/a%2F~")),
             ("/.well-known/x", Some("/.well-known/x")),
             ("/a/..b", Some("/a/..b")),
+            ("/\u{e9}%2e", Some("/\u{e9}.")),
             ("/%", None),
             ("/%zz", None),
             ("/%00", None),
