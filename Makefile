@@ -1,9 +1,10 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test setup build check lint bench scenarios doc clean
+.PHONY: demo test setup build lint bench scenarios doc clean
 
-## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way.
+## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way. With DEMO_ARGS=--keep all
+## of it stays up at the end, with lines to try.
 demo: setup
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate demo $(DEMO_ARGS)
@@ -13,7 +14,7 @@ test: setup
 	$(CARGO) build -p fieldgate -p fieldgate-loadtests
 	$(CARGO) test --workspace --no-fail-fast
 
-## What the build needs and this machine may lack: cmake and a C compiler (for aws-lc and zlib-ng), python3-venv and curl for scenarios.
+## What the build needs and this machine may lack: cmake and C and C++ compilers, for aws-lc and zlib-ng.
 setup:
 	@deploy/setup.sh
 
@@ -25,12 +26,14 @@ lint:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 ## CPU per request against HAProxy in the same run.
-bench: setup
+bench:
+	@deploy/setup.sh scenarios
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate-scenarios bench-h1
 
 ## All promises, at full size.
-scenarios: setup
+scenarios:
+	@deploy/setup.sh scenarios
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate-scenarios all
 
