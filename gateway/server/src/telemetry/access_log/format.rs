@@ -186,7 +186,7 @@ fn write_json(operator: &Operator, max: Option<usize>, outcome: &Outcome<'_>, ou
 
 fn cut(out: &mut Vec<u8>, start: usize, max: Option<usize>) {
     if let Some(max) = max {
-        out.truncate(start + max);
+        out.truncate(start.saturating_add(max));
     }
 }
 
@@ -249,6 +249,7 @@ mod tests {
     #[test]
     fn custom_formats() {
         check("100%% %REQ(x-none)% %REQ(X-NONE?User-Agent):4%|", "100% - curl|");
+        check("|%REQ(:METHOD):18446744073709551615%|", "|GET|");
         check("%START_TIME(%s %Y/%m/%d)%", "1700000000 2023/11/14");
         check("%REQ_WITHOUT_QUERY(:PATH)%\n", "/new");
         check("%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %LISTENER%", "192.0.2.1 default/edge/http");
