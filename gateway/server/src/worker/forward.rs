@@ -117,9 +117,11 @@ pub fn write_response(
     upgrade: Option<&[u8]>,
 ) {
     write_status(out, head.status);
+    // Its own content-length is kept where it says something although there is no body (HEAD, 304), which it must not do
+    // in 1xx and 204 (RFC 9110 section 8.6).
+    let own_length = body == BodyKind::None && !matches!(head.status, 100..=199 | 204);
     for (id, name, value) in head.headers.iter() {
-        // Its own content-length is kept where it says something although there is no body (HEAD, 304).
-        if id != HeaderId::ContentLength || body == BodyKind::None {
+        if id != HeaderId::ContentLength || own_length {
             write_field(out, name, value);
         }
     }
@@ -277,6 +279,18 @@ mod tests {
         ]);
         assert_eq!(head.headers.get("cookie"), Some(&b"a=b"[..]));
         assert_eq!(head.headers.get("x-forwarded-for"), Some(&b"1.1.1.1,10.0.0.1"[..]));
+    }
+
+    #[test]
+    fn a_response_that_never_has_a_body_announces_none() {
+        for (status, kept) in [(103, false), (204, false), (304, true), (200, true)] {
+            let mut head = ResponseHead { status, ..ResponseHead::default() };
+            head.headers.push(b"content-length", b"4");
+            let mut out = Vec::new();
+            write_response(&mut out, &head, BodyKind::None, None, None);
+            let text = String::from_utf8(out).unwrap();
+            assert_eq!(text.contains("content-length: 4"), kept, "{text}");
+        }
     }
 
     #[test]
