@@ -1,8 +1,12 @@
-//! One look at all files: what changed since the last.
+//! Looks at files: at all of them, or at those that an event named. What changed since the last look?
+//!
+//! A look at everything is what counts: it needs no event to be right. A look at named files is its short form, for
+//! where nothing but regular files in directories is involved; as soon as a link, a directory or an error plays a part, it
+//! is refused, and the caller looks at everything.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File, Metadata};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::Hasher;
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +14,7 @@ use std::sync::Arc;
 
 use fieldgate_config::diagnostic::Location;
 use fieldgate_config::{Diagnostic, FileChange};
+use rustc_hash::{FxBuildHasher, FxHasher};
 
 use super::STDIN;
 
@@ -19,11 +24,16 @@ const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
 /// How deep directories are followed.
 const MAX_DEPTH: usize = 32;
 
+type Map<V> = HashMap<PathBuf, V, FxBuildHasher>;
+
 /// Looks at files, and remembers what it saw.
 pub(super) struct Scanner {
     roots: Vec<PathBuf>,
     stdin: Option<Result<String, Box<Diagnostic>>>,
-    seen: BTreeMap<PathBuf, Seen>,
+    seen: Map<Seen>,
+    layout: Layout,
+    /// Counts looks at everything, to find what one of them did not meet.
+    round: u32,
     last_problems: Vec<Diagnostic>,
 }
 
@@ -34,12 +44,11 @@ pub(super) struct Found {
     pub(super) diagnostics: Vec<Diagnostic>,
     /// Whether `diagnostics` differ from the last time.
     pub(super) problems_changed: bool,
-    /// Where a change would show, without symbolic links.
-    pub(super) directories: BTreeSet<PathBuf>,
 }
 
 struct Seen {
     stamp: Stamp,
+    round: u32,
     /// The hash of the text last reported; `None` if none ever was.
     content: Option<u64>,
     problem: Option<Box<Diagnostic>>,
@@ -54,25 +63,45 @@ struct Stamp {
     inode: (u64, u64),
 }
 
-/// The files that there are now.
+/// How the files lay at the last look at everything.
 #[derive(Default)]
-struct Listing {
-    files: BTreeMap<PathBuf, Metadata>,
+struct Layout {
+    /// Where a change would show, without symbolic links.
     directories: BTreeSet<PathBuf>,
+    /// Directories that were read, by the path without links, with the path under which they were read.
+    read: Map<PathBuf>,
+    /// The roots, without links.
+    roots: HashSet<PathBuf>,
+    /// Whether any file is reached through a link, and may change by what happens elsewhere.
+    linked: bool,
     /// Paths below which nothing is known at present.
     blind: Vec<PathBuf>,
     problems: Vec<Diagnostic>,
     entered: HashSet<(u64, u64)>,
 }
 
+/// What an event at a path is about.
+enum Meaning {
+    Nothing,
+    /// A file, by the path under which it is known.
+    File(PathBuf),
+    Everything,
+}
+
 impl Scanner {
     /// Checks that every path can be read at all, and reads standard input.
     pub(super) fn new(paths: &[PathBuf]) -> Result<Self, String> {
-        let mut scanner =
-            Self { roots: Vec::new(), stdin: None, seen: BTreeMap::new(), last_problems: Vec::new() };
+        let mut scanner = Self {
+            roots: Vec::new(),
+            stdin: None,
+            seen: Map::default(),
+            layout: Layout::default(),
+            round: 0,
+            last_problems: Vec::new(),
+        };
         for path in paths {
             if path.as_os_str() == STDIN {
-                scanner.stdin.get_or_insert_with(|| read_text(Path::new("<stdin>"), io::stdin().lock()));
+                scanner.stdin.get_or_insert_with(|| read_text(Path::new("<stdin>"), 0, io::stdin().lock()));
                 continue;
             }
             let metadata =
@@ -87,35 +116,71 @@ impl Scanner {
 
     /// Looks at everything. Only files that may have changed are read.
     pub(super) fn scan(&mut self) -> Found {
-        let listing = self.list();
+        self.round += 1;
+        self.layout = Layout::default();
         let mut changes = Vec::new();
         self.take_stdin(&mut changes);
-        for (path, metadata) in &listing.files {
-            changes.extend(self.look_at(path, metadata));
+        for root in self.roots.clone() {
+            self.layout.note_root(&root);
+            match fs::metadata(&root) {
+                Ok(metadata) if metadata.is_dir() => self.enter(&root, &metadata, 0, &mut changes),
+                Ok(metadata) => changes.extend(self.look_at(&root, &metadata)),
+                // A root was there at the start: it is being replaced, or a mount is gone. Not "no configuration".
+                Err(error) => self.layout.cannot_read(&root, &error),
+            }
         }
-        self.forget_missing(&listing, &mut changes);
-        let mut diagnostics = listing.problems;
+        self.forget_missing(&mut changes);
+        // Directories give their entries in no order, and what is done first should not hang on that.
+        changes.sort_by(|a, b| a.name.cmp(&b.name));
+        self.found(changes)
+    }
+
+    /// Looks at what events named, or not at all where only a look at everything can tell what they mean.
+    pub(super) fn scan_paths(&mut self, paths: &BTreeSet<PathBuf>) -> Option<Found> {
+        if self.layout.linked || !self.layout.blind.is_empty() {
+            return None;
+        }
+        let mut changes = Vec::new();
+        for path in paths {
+            let path = match self.layout.meaning(path) {
+                Meaning::Nothing => continue,
+                Meaning::File(path) => path,
+                Meaning::Everything => return None,
+            };
+            match fs::symlink_metadata(&path) {
+                Ok(metadata) if metadata.is_file() => {
+                    if is_configuration(&path) {
+                        changes.extend(self.look_at(&path, &metadata));
+                    }
+                }
+                Ok(metadata) if metadata.is_dir() || metadata.is_symlink() => return None,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    if self.seen.remove(&path).is_some_and(|seen| seen.content.is_some()) {
+                        changes.push(FileChange { name: name(&path), text: None });
+                    }
+                }
+                Err(_) => return None,
+            }
+        }
+        Some(self.found(changes))
+    }
+
+    /// Where a change would show, without symbolic links.
+    pub(super) fn directories(&self) -> &BTreeSet<PathBuf> {
+        &self.layout.directories
+    }
+
+    fn found(&mut self, changes: Vec<FileChange>) -> Found {
+        let mut diagnostics = self.layout.problems.clone();
         diagnostics.extend(self.seen.values().filter_map(|seen| seen.problem.as_deref().cloned()));
         if let Some(Err(problem)) = &self.stdin {
             diagnostics.push((**problem).clone());
         }
+        diagnostics.sort_by(Diagnostic::by_place);
         let problems_changed = diagnostics != self.last_problems;
         self.last_problems.clone_from(&diagnostics);
-        Found { changes, diagnostics, problems_changed, directories: listing.directories }
-    }
-
-    fn list(&self) -> Listing {
-        let mut listing = Listing::default();
-        for root in &self.roots {
-            listing.note_parent(root);
-            match fs::metadata(root) {
-                Ok(metadata) if metadata.is_dir() => listing.enter(root, &metadata, 0),
-                Ok(metadata) => listing.add_file(root, metadata),
-                // A root was there at the start: it is being replaced, or a mount is gone. Not "no configuration".
-                Err(error) => listing.cannot_read(root, &error),
-            }
-        }
-        listing
+        Found { changes, diagnostics, problems_changed }
     }
 
     fn take_stdin(&mut self, changes: &mut Vec<FileChange>) {
@@ -126,32 +191,76 @@ impl Scanner {
         }
     }
 
-    fn look_at(&mut self, path: &Path, metadata: &Metadata) -> Option<FileChange> {
-        let stamp = Stamp::of(metadata);
-        let before = self.seen.get(path);
-        if before.is_some_and(|seen| seen.stamp == stamp) {
-            return None;
+    fn enter(
+        &mut self,
+        directory: &Path,
+        metadata: &Metadata,
+        depth: usize,
+        changes: &mut Vec<FileChange>,
+    ) {
+        // A link to a directory above would go round for ever.
+        if depth > MAX_DEPTH || !self.layout.entered.insert((metadata.dev(), metadata.ino())) {
+            return;
         }
-        let reported = before.and_then(|seen| seen.content);
+        self.layout.note_read(directory);
+        let entries = match fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(error) => return self.layout.cannot_read(directory, &error),
+        };
+        for entry in entries {
+            if is_hidden(entry.file_name().as_encoded_bytes()) {
+                continue;
+            }
+            let path = entry.path();
+            let mut metadata = entry.metadata();
+            if metadata.as_ref().is_ok_and(Metadata::is_symlink) {
+                // Followed: a file of a mounted ConfigMap is one.
+                self.layout.note_link(&path);
+                metadata = fs::metadata(&path);
+            }
+            match metadata {
+                Ok(metadata) if metadata.is_dir() => self.enter(&path, &metadata, depth + 1, changes),
+                Ok(metadata) if metadata.is_file() && is_configuration(&path) => {
+                    changes.extend(self.look_at(&path, &metadata));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => self.layout.cannot_read(&path, &error),
+            }
+        }
+    }
+
+    fn look_at(&mut self, path: &Path, metadata: &Metadata) -> Option<FileChange> {
+        let (stamp, round) = (Stamp::of(metadata), self.round);
+        let mut reported = None;
+        if let Some(seen) = self.seen.get_mut(path) {
+            seen.round = round;
+            if seen.stamp == stamp {
+                return None;
+            }
+            reported = seen.content;
+        }
         match read_file(path, metadata) {
             Ok(text) => {
                 let content = hash(&text);
-                self.seen.insert(path.to_owned(), Seen { stamp, content: Some(content), problem: None });
+                let seen = Seen { stamp, round, content: Some(content), problem: None };
+                self.seen.insert(path.to_owned(), seen);
                 (reported != Some(content)).then(|| FileChange { name: name(path), text: Some(text) })
             }
             // Gone since it was listed, or never there: a link into nowhere. The next look decides.
             Err(None) => None,
             Err(Some(problem)) => {
-                self.seen.insert(path.to_owned(), Seen { stamp, content: reported, problem: Some(problem) });
+                let seen = Seen { stamp, round, content: reported, problem: Some(problem) };
+                self.seen.insert(path.to_owned(), seen);
                 None
             }
         }
     }
 
-    fn forget_missing(&mut self, listing: &Listing, changes: &mut Vec<FileChange>) {
+    fn forget_missing(&mut self, changes: &mut Vec<FileChange>) {
+        let (round, blind) = (self.round, &self.layout.blind);
         self.seen.retain(|path, seen| {
-            let keep =
-                listing.files.contains_key(path) || listing.blind.iter().any(|blind| path.starts_with(blind));
+            let keep = seen.round == round || blind.iter().any(|blind| path.starts_with(blind));
             if !keep && seen.content.is_some() {
                 changes.push(FileChange { name: name(path), text: None });
             }
@@ -160,41 +269,17 @@ impl Scanner {
     }
 }
 
-impl Listing {
-    fn enter(&mut self, directory: &Path, metadata: &Metadata, depth: usize) {
-        // A link to a directory above would go round for ever.
-        if depth > MAX_DEPTH || !self.entered.insert((metadata.dev(), metadata.ino())) {
-            return;
+impl Layout {
+    fn meaning(&self, path: &Path) -> Meaning {
+        if self.directories.contains(path) || self.roots.contains(path) {
+            return Meaning::Everything;
         }
-        self.note(directory);
-        let entries = match fs::read_dir(directory).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
-            Ok(entries) => entries,
-            Err(error) => return self.cannot_read(directory, &error),
-        };
-        for entry in entries {
-            let path = entry.path();
-            // Kubernetes keeps the versions of a mounted ConfigMap in `..2024_..`; editors keep their copies in `.x.swp`.
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            // Follows links: a file of a mounted ConfigMap is one.
-            match fs::metadata(&path) {
-                Ok(metadata) if metadata.is_dir() => self.enter(&path, &metadata, depth + 1),
-                Ok(metadata) if is_configuration(&path) => {
-                    if entry.file_type().is_ok_and(|t| t.is_symlink()) {
-                        self.note_target(&path);
-                    }
-                    self.add_file(&path, metadata);
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => self.cannot_read(&path, &error),
-            }
+        let (Some(parent), Some(file)) = (path.parent(), path.file_name()) else { return Meaning::Everything };
+        match self.read.get(parent) {
+            Some(read) if !is_hidden(file.as_encoded_bytes()) => Meaning::File(read.join(file)),
+            // In a directory that is watched for a root in it, what is beside the root is nobody's business.
+            _ => Meaning::Nothing,
         }
-    }
-
-    fn add_file(&mut self, path: &Path, metadata: Metadata) {
-        self.files.insert(path.to_owned(), metadata);
     }
 
     fn cannot_read(&mut self, path: &Path, error: &io::Error) {
@@ -202,16 +287,29 @@ impl Listing {
         self.problems.push(unreadable(path, error));
     }
 
-    fn note(&mut self, directory: &Path) {
+    fn note_read(&mut self, directory: &Path) {
         if let Ok(real) = directory.canonicalize() {
-            self.directories.insert(real);
+            self.directories.insert(real.clone());
+            self.read.insert(real, directory.to_owned());
         }
     }
 
-    /// Where `path` itself would be replaced: the directory that holds it, and that of what it links to.
-    fn note_parent(&mut self, path: &Path) {
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        self.note(parent);
+    /// Where a root itself would be replaced: the directory that holds it, and that of what it links to.
+    fn note_root(&mut self, root: &Path) {
+        // `.` and `..` have no name under which they could be replaced.
+        if root.file_name().is_some() {
+            let parent = root.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            self.directories.extend(parent.canonicalize());
+        }
+        self.roots.extend(root.canonicalize());
+        if root.is_symlink() {
+            self.linked = true;
+        }
+        self.note_target(root);
+    }
+
+    fn note_link(&mut self, path: &Path) {
+        self.linked = true;
         self.note_target(path);
     }
 
@@ -235,7 +333,13 @@ impl Stamp {
     }
 }
 
-fn is_configuration(path: &Path) -> bool {
+/// Kubernetes keeps the versions of a mounted ConfigMap in `..2024_..`; editors keep their copies in `.x.swp`.
+fn is_hidden(name: &[u8]) -> bool {
+    name.starts_with(b".")
+}
+
+/// Whether a file of that name is read.
+pub(super) fn is_configuration(path: &Path) -> bool {
     path.extension()
         .is_some_and(|e| ["yaml", "yml", "json"].iter().any(|known| e.eq_ignore_ascii_case(known)))
 }
@@ -246,14 +350,16 @@ fn read_file(path: &Path, metadata: &Metadata) -> Result<String, Option<Box<Diag
         return Err(Some(Box::new(problem("UnreadableFile", path, 1, 1, message))));
     }
     match File::open(path) {
-        Ok(file) => read_text(path, file).map_err(Some),
+        Ok(file) => read_text(path, metadata.size(), file).map_err(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Err(None),
         Err(error) => Err(Some(Box::new(unreadable(path, &error)))),
     }
 }
 
-fn read_text(path: &Path, from: impl Read) -> Result<String, Box<Diagnostic>> {
-    let mut bytes = Vec::new();
+/// `size` is what to expect; there may be more or less.
+fn read_text(path: &Path, size: u64, from: impl Read) -> Result<String, Box<Diagnostic>> {
+    // One byte more, for the read that finds the end.
+    let mut bytes = Vec::with_capacity(size as usize + 1);
     from.take(MAX_FILE_BYTES).read_to_end(&mut bytes).map_err(|error| Box::new(unreadable(path, &error)))?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -289,8 +395,8 @@ fn name(path: &Path) -> Arc<str> {
 }
 
 fn hash(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
+    let mut hasher = FxHasher::default();
+    hasher.write(text.as_bytes());
     hasher.finish()
 }
 
@@ -327,8 +433,33 @@ mod tests {
 
         /// `+name text` for what is there, `-name` for what is gone, `!reason name:line:column` for problems.
         fn check(&mut self, expected: &[&str]) {
-            let root = format!("{}/", self.dir.path().display());
             let found = self.scanner.scan();
+            self.compare(&found, expected);
+        }
+
+        /// As [`check`](Self::check), of a look at these paths only.
+        fn check_paths_only(&mut self, paths: &[&str], expected: &[&str]) {
+            let real = self.dir.path().canonicalize().unwrap();
+            let paths = paths.iter().map(|p| real.join(p)).collect();
+            let found = self.scanner.scan_paths(&paths).expect("a short look suffices");
+            self.compare(&found, expected);
+        }
+
+        /// The same, and a look at everything finds nothing after it.
+        fn check_paths(&mut self, paths: &[&str], expected: &[&str]) {
+            self.check_paths_only(paths, expected);
+            let problems: Vec<_> = expected.iter().copied().filter(|e| e.starts_with('!')).collect();
+            self.check(&problems);
+        }
+
+        /// Nothing but a look at everything tells what an event at the path means.
+        fn check_refused(&mut self, path: &str) {
+            let path = self.dir.path().canonicalize().unwrap().join(path);
+            assert!(self.scanner.scan_paths(&[path].into()).is_none());
+        }
+
+        fn compare(&self, found: &Found, expected: &[&str]) {
+            let root = format!("{}/", self.dir.path().display());
             let mut lines: Vec<_> = found
                 .changes
                 .iter()
@@ -394,6 +525,73 @@ mod tests {
         dir.check(&[]);
         fs::remove_file(dir.path("a.yaml")).unwrap();
         dir.check(&["-a.yaml"]);
+    }
+
+    #[test]
+    fn what_events_name_is_looked_at_alone() {
+        let mut dir = Dir::with(&[("a.yaml", "1"), ("sub/b.yaml", "1"), ("c.yaml", "1")]);
+        dir.check(&["+a.yaml 1", "+c.yaml 1", "+sub/b.yaml 1"]);
+        dir.write("sub/b.yaml", "2");
+        dir.check_paths(&["sub/b.yaml"], &["+sub/b.yaml 2"]);
+        // By rename, as careful tools do, with the events of both names.
+        dir.write(".new", "2");
+        fs::rename(dir.path(".new"), dir.path("a.yaml")).unwrap();
+        fs::remove_file(dir.path("c.yaml")).unwrap();
+        dir.check_paths(&[".new", "a.yaml", "c.yaml"], &["+a.yaml 2", "-c.yaml"]);
+        dir.write("d.yaml", "1");
+        dir.write("e.txt", "1");
+        dir.check_paths(&["d.yaml", "e.txt", "never-there.yaml"], &["+d.yaml 1"]);
+        dir.write("d.yaml", b"\xff");
+        dir.check_paths(&["d.yaml"], &["!InvalidUtf8 d.yaml:1:1"]);
+        dir.write("d.yaml", "2");
+        dir.check_paths(&["d.yaml"], &["+d.yaml 2"]);
+        // What is beside the root means nothing.
+        dir.check_paths(&["../elsewhere.yaml"], &[]);
+    }
+
+    #[test]
+    fn a_look_at_everything_finds_what_no_event_named() {
+        let mut dir = Dir::with(&[("a.yaml", "1"), ("b.yaml", "1")]);
+        dir.check(&["+a.yaml 1", "+b.yaml 1"]);
+        dir.write("a.yaml", "2");
+        fs::remove_file(dir.path("b.yaml")).unwrap();
+        dir.write("c.yaml", "3");
+        dir.check_paths_only(&["c.yaml"], &["+c.yaml 3"]);
+        dir.check(&["+a.yaml 2", "-b.yaml"]);
+    }
+
+    #[test]
+    fn directories_and_links_need_a_look_at_everything() {
+        let mut dir = Dir::with(&[("a.yaml", "1"), ("sub/b.yaml", "1")]);
+        dir.check(&["+a.yaml 1", "+sub/b.yaml 1"]);
+        dir.check_refused("sub");
+        dir.check_refused("");
+        dir.write("new/c.yaml", "1");
+        dir.check_refused("new");
+        dir.check(&["+new/c.yaml 1"]);
+        symlink("a.yaml", dir.path("link.yaml")).unwrap();
+        dir.check_refused("link.yaml");
+        dir.check(&["+link.yaml 1"]);
+        // From now on a.yaml is two files.
+        dir.write("a.yaml", "2");
+        dir.check_refused("a.yaml");
+        dir.check(&["+a.yaml 2", "+link.yaml 2"]);
+        fs::remove_file(dir.path("link.yaml")).unwrap();
+        dir.check(&["-link.yaml"]);
+        dir.write("a.yaml", "3");
+        dir.check_paths(&["a.yaml"], &["+a.yaml 3"]);
+    }
+
+    #[test]
+    fn while_something_cannot_be_read_everything_is_looked_at() {
+        let mut dir = Dir::with(&[("root/a.yaml", "1"), ("b.yaml", "1")]);
+        dir.scanner = Scanner::new(&[dir.path("root"), dir.path("b.yaml")]).unwrap();
+        dir.check(&["+b.yaml 1", "+root/a.yaml 1"]);
+        fs::rename(dir.path("root"), dir.path("away")).unwrap();
+        dir.check_refused("root");
+        dir.check(&["!UnreadableFile root:1:1"]);
+        dir.check_refused("b.yaml");
+        dir.check_refused("anything");
     }
 
     #[test]
