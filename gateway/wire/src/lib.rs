@@ -1,4 +1,4 @@
-//! Fieldgate's protocols: HTTP/1, HTTP/2, TLS, buffers, timers, sockets.
+//! Fieldgate's protocols: HTTP/1, TLS, buffers, timers, sockets. HTTP/2 is the `h2` crate's, used by the workers.
 //!
 //! Mechanisms only: no configuration and no policy, and nothing here depends on the rest of Fieldgate. The parts that
 //! belong to a worker live on its one thread and use `Rc` and `Cell`.

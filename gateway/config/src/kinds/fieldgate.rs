@@ -60,7 +60,7 @@ pub struct PoolDns {
     pub name: String,
     /// The port of all of them.
     pub port: u16,
-    /// How often it is asked again; by the answer's TTL without it.
+    /// It is asked again after the answer's TTL, and at the latest after this; 30s.
     pub refresh: Option<Duration>,
 }
 
@@ -115,7 +115,7 @@ pub enum LoadBalancingPolicy {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheck {
-    /// From the start of one probe to the next; 5s.
+    /// From the end of one probe to the start of the next; 5s.
     pub interval: Option<Duration>,
     /// After which a probe has failed; 1s.
     pub timeout: Option<Duration>,
