@@ -362,7 +362,7 @@ impl std::fmt::Display for PoolKey {
 /// Timeouts of a rule; `None` is the default of the gateway, zero is "no limit".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
-    /// From the whole request received to the whole response sent.
+    /// From the request's first byte to the response's last.
     pub request: Option<Duration>,
     /// One try at a backend, until the whole response head.
     pub backend_request: Option<Duration>,
