@@ -1,6 +1,7 @@
 //! Byte buffers of one worker: borrowed for as long as bytes are in flight, then given back.
 //!
-//! An idle connection holds no buffer, so memory follows the traffic and not the number of connections. A buffer is
+//! A buffer has storage only while there is something in it, so memory follows the bytes in flight and not the number of
+//! connections, and what is taken next is what was just given back: warm in every cache. Storage is
 //! zeroed once, when it is allocated, and never again: reads write into initialised memory, which keeps this
 //! module free of `unsafe` at no cost per use. A pool belongs to one thread. It must not limit how many buffers are
 //! out at once; that bound belongs to whoever admits connections and requests.
@@ -10,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, ReadBuf};
@@ -36,12 +37,15 @@ impl BufferPool {
         Rc::new(Self { free: RefCell::default(), size, retained, outstanding: Cell::new(0) })
     }
 
-    /// An empty buffer of [`BufferPool::size`] bytes, given back when it is dropped.
+    /// An empty buffer. It has no storage until something is put into it.
     pub fn take(self: &Rc<Self>) -> PooledBuf {
-        let recycled = self.free.borrow_mut().pop();
-        let storage = recycled.unwrap_or_else(|| allocate(self.size));
+        PooledBuf { storage: Box::default(), start: 0, end: 0, pool: Rc::clone(self) }
+    }
+
+    fn storage(&self) -> Box<[u8]> {
         self.outstanding.set(self.outstanding.get() + 1);
-        PooledBuf { storage, start: 0, end: 0, pool: Rc::clone(self) }
+        let recycled = self.free.borrow_mut().pop();
+        recycled.unwrap_or_else(|| allocate(self.size))
     }
 
     /// The size of a buffer as it is taken.
@@ -49,7 +53,7 @@ impl BufferPool {
         self.size
     }
 
-    /// Buffers that are in use.
+    /// Buffers that hold something, or did when last read into.
     pub fn outstanding(&self) -> usize {
         self.outstanding.get()
     }
@@ -60,6 +64,9 @@ impl BufferPool {
     }
 
     fn give_back(&self, storage: Box<[u8]>) {
+        if storage.is_empty() {
+            return;
+        }
         self.outstanding.set(self.outstanding.get() - 1);
         let mut free = self.free.borrow_mut();
         if storage.len() == self.size && free.len() < self.retained {
@@ -114,19 +121,20 @@ impl PooledBuf {
         self.start == self.end
     }
 
-    /// Bytes that the buffer holds at most, consumed ones included.
+    /// Bytes that the buffer holds at most before it grows, consumed ones included.
     pub fn capacity(&self) -> usize {
-        self.storage.len()
+        if self.storage.is_empty() { self.pool.size } else { self.storage.len() }
     }
 
     /// The room after the filled bytes. Its content is whatever was there before.
     pub fn spare(&mut self) -> &mut [u8] {
+        self.hold();
         &mut self.storage[self.end..]
     }
 
     /// Size of [`PooledBuf::spare`].
     pub fn spare_len(&self) -> usize {
-        self.storage.len() - self.end
+        self.capacity() - self.end
     }
 
     /// Counts the first `count` bytes of the spare part as filled.
@@ -144,10 +152,17 @@ impl PooledBuf {
         }
     }
 
-    /// Forgets all filled bytes.
+    /// Forgets all filled bytes, and lets go of the storage.
     pub fn clear(&mut self) {
         self.start = 0;
         self.end = 0;
+        self.pool.give_back(std::mem::take(&mut self.storage));
+    }
+
+    fn hold(&mut self) {
+        if self.storage.is_empty() {
+            self.storage = self.pool.storage();
+        }
     }
 
     /// Moves the filled bytes to the front, so that all room is spare.
@@ -165,6 +180,7 @@ impl PooledBuf {
         if self.spare_len() >= additional {
             return;
         }
+        self.hold();
         if self.storage.len() - self.len() >= additional {
             self.compact();
             return;
@@ -195,11 +211,15 @@ impl PooledBuf {
                 "no room left in the buffer",
             )));
         }
-        let mut target = ReadBuf::new(&mut self.storage[self.end..]);
-        ready!(Pin::new(reader).poll_read(cx, &mut target))?;
+        let mut target = ReadBuf::new(self.spare());
+        let read = Pin::new(reader).poll_read(cx, &mut target);
         let count = target.filled().len();
-        self.fill(count);
-        Poll::Ready(Ok(count))
+        if count > 0 {
+            self.fill(count);
+        } else if self.is_empty() {
+            self.clear();
+        }
+        read.map_ok(|()| count)
     }
 
     /// Reads once into the spare part. `Ok(0)` is the end of the stream, so there must be room.
@@ -227,7 +247,7 @@ impl Buf for PooledBuf {
 
 impl Drop for PooledBuf {
     fn drop(&mut self) {
-        self.pool.give_back(std::mem::take(&mut self.storage));
+        self.clear();
     }
 }
 
@@ -259,6 +279,7 @@ mod tests {
 
         let mut second = pool.take();
         assert!(second.is_empty());
+        assert_eq!((second.spare_len(), pool.outstanding()), (8, 0));
         assert_eq!(second.spare().as_ptr(), address);
         assert_eq!(second.spare_len(), 8);
         assert_eq!((pool.idle(), pool.outstanding()), (0, 1));
@@ -267,7 +288,8 @@ mod tests {
     #[test]
     fn the_stock_is_bounded() {
         let pool = BufferPool::new(8, 2);
-        let taken: Vec<_> = (0..5).map(|_| pool.take()).collect();
+        let mut taken: Vec<_> = (0..5).map(|_| pool.take()).collect();
+        taken.iter_mut().for_each(|buf| buf.extend_from_slice(b"x"));
         assert_eq!(pool.outstanding(), 5);
         drop(taken);
         assert_eq!((pool.idle(), pool.outstanding()), (2, 0));
@@ -296,14 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn consuming_the_last_byte_frees_the_whole_buffer() {
+    fn consuming_the_last_byte_gives_the_storage_back() {
         let pool = BufferPool::new(4, 2);
         let mut buf = pool.take();
         buf.extend_from_slice(b"abcd");
         Buf::advance(&mut buf, 3);
         assert_eq!((buf.chunk(), buf.spare_len()), (b"d".as_slice(), 0));
         buf.consume(1);
-        assert_eq!(buf.spare_len(), 4);
+        assert_eq!((buf.spare_len(), pool.outstanding()), (4, 0));
     }
 
     #[test]

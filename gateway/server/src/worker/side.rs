@@ -1,7 +1,7 @@
 //! One side of an exchange: the client's or the upstream's, HTTP/1 or HTTP/2, seen the same way.
 //!
-//! A side is a source of body bytes and a sink for them. Bytes are not copied between buffers on the way: an HTTP/1 sink
-//! writes what is pending (head, chunk size) and the source's slice in one vectored call. Nothing is decided here.
+//! A side is a source of body bytes and a sink for them. Long bodies are not copied between buffers on the way: an HTTP/1
+//! sink writes what is pending (head, chunk size) and the source's slice in one vectored call. Nothing is decided here.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,9 +11,13 @@ use bytes::{Buf, Bytes};
 use fieldgate_core::Headers;
 use fieldgate_wire::buffer::PooledBuf;
 use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chunk_size};
-use fieldgate_wire::io::{PeerState, Stream};
+use fieldgate_wire::io::{Io, PeerState, Stream};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::AsyncWrite;
+
+/// Body bytes are copied behind a head or a chunk size as long as both are not more than this: one plain write is cheaper
+/// than a gathering one, by more than so short a copy costs.
+const GATHER: usize = 2048;
 
 /// Why a side failed.
 #[derive(Debug)]
@@ -156,7 +160,12 @@ impl H1Side {
 
     /// Reads more input. `Ok(0)` is the end.
     pub fn poll_read_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.spare_len() == 0 {
+        if self.input.is_empty() {
+            // Storage is held only while there is something in it: a thousand waiting requests share a few warm buffers.
+            if let Io::Tcp(tcp) = self.stream.io_mut() {
+                ready!(tcp.poll_read_ready(cx))?;
+            }
+        } else if self.input.spare_len() == 0 {
             self.input.reserve(self.input.capacity());
         }
         self.input.poll_read_from(cx, &mut self.stream)
@@ -241,6 +250,11 @@ impl H1Side {
             }
         };
         let pending = self.out.len() - self.written;
+        if pending > 0 && pending + len <= GATHER {
+            self.out.extend_from_slice(&data[..len]);
+            self.wrote(len);
+            return Poll::Ready(Ok(len));
+        }
         let slices = [IoSlice::new(&self.out[self.written..]), IoSlice::new(&data[..len])];
         // TLS makes a record of each slice: one small record for a head would be a packet of its own.
         let n = if pending == 0 {
@@ -257,6 +271,12 @@ impl H1Side {
             self.out.clear();
             self.written = 0;
         }
+        self.wrote(body);
+        Poll::Ready(Ok(body))
+    }
+
+    /// Counts body bytes that were written, or put where they will be.
+    fn wrote(&mut self, body: usize) {
         match &mut self.write {
             Write::Length(left) => *left -= body as u64,
             Write::Chunked(left) if body > 0 => {
@@ -267,7 +287,6 @@ impl H1Side {
             }
             _ => {}
         }
-        Poll::Ready(Ok(body))
     }
 
     fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
@@ -302,7 +321,7 @@ fn too_much() -> io::Error {
 }
 
 /// Trailer fields must not carry framing, routing or authentication (RFC 9110 section 6.5.1).
-fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
+pub(super) fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
     if lines == b"\r\n" || lines.is_empty() {
         return Ok(None);
     }
