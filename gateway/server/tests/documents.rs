@@ -1,6 +1,6 @@
-//! Holds `docs/reference.md` against the program: what the program can say, and what it takes, is on that page, and names
+//! Holds `docs/` against the program. `docs/reference.md`: what the program can say, and what it takes, is on that page, and names
 //! of metrics on that page are the program's. Lists are taken from the sources and from `--help`, so a new metric, detail,
-//! operator, flag or path fails here until it is described.
+//! operator, flag or path fails here until it is described. All pages, and the alerts' runbook: links lead somewhere.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -83,6 +83,46 @@ fn kinds() {
     }
 }
 
+#[test]
+fn links() {
+    let pages = [
+        "README.md",
+        "docs/ARCHITECTURE.md",
+        "docs/operations.md",
+        "docs/performance.md",
+        "docs/reference.md",
+    ];
+    for page in pages.into_iter().chain(["docs/tutorial.md", "loadtests/README.md"]) {
+        for link in found(&read(page), r"\]\(([^)\s]+)\)").iter().filter(|link| !link.contains("://")) {
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let folder = Path::new(page).parent().unwrap();
+            let target = if file.is_empty() { PathBuf::from(page) } else { folder.join(file) };
+            leads_somewhere(page, &target, anchor);
+        }
+    }
+    let rules = "deploy/prometheus/fieldgate.rules.yml";
+    for link in found(&read(rules), r#"runbook: "([^"]+)""#) {
+        let (file, anchor) = link.split_once('#').unwrap();
+        leads_somewhere(rules, Path::new(file), anchor);
+    }
+}
+
+fn leads_somewhere(from: &str, file: &Path, anchor: &str) {
+    let path = root().join(file);
+    assert!(path.exists(), "{from} links to {}, which is not there", file.display());
+    if !anchor.is_empty() {
+        let headings = found(&std::fs::read_to_string(path).unwrap(), r"^#+ (.+)$");
+        let known = headings.iter().any(|heading| slug(heading) == anchor);
+        assert!(known, "{from} links to {}#{anchor}, and there is no such heading", file.display());
+    }
+}
+
+/// The anchor that GitHub gives a heading.
+fn slug(heading: &str) -> String {
+    let kept = heading.to_lowercase().replace(' ', "-");
+    kept.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
+}
+
 fn all_described(page: &str, what: &str, names: &BTreeSet<String>) {
     let missing: Vec<_> = names.iter().filter(|name| !page.contains(name.as_str())).collect();
     assert!(missing.is_empty(), "docs/reference.md does not describe: {what} {missing:?}");
@@ -100,7 +140,11 @@ fn help(command: &[&str]) -> String {
 }
 
 fn reference() -> String {
-    std::fs::read_to_string(root().join("docs/reference.md")).unwrap()
+    read("docs/reference.md")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(root().join(path)).unwrap()
 }
 
 /// The text of a source file, or of all below a folder, without tests.
