@@ -88,6 +88,10 @@ fn listed(allowed: &[std::sync::Arc<str>], credentials: bool, asked: Option<&str
 /// What Access-Control-Allow-Origin says to this origin, if it is allowed.
 fn allowed_origin<'a>(policy: &Cors, origin: &'a str) -> Option<&'a str> {
     if takes_any_origin(policy) {
+        // No origin is `*`, and named back it would be the wildcard that credentials rule out.
+        if policy.allow_credentials && origin == "*" {
+            return None;
+        }
         return Some(if policy.allow_credentials { origin } else { "*" });
     }
     policy.allow_origins.iter().any(|pattern| origin_matches(pattern, origin)).then_some(origin)
@@ -257,6 +261,13 @@ mod tests {
         );
         // Nothing was asked for, so nothing is listed.
         assert!(answered(p, &ASKS[..2]).iter().all(|(name, _)| *name != ALLOW_HEADERS));
+    }
+
+    #[test]
+    fn a_star_for_an_origin_is_not_named_back_with_credentials() {
+        let star = [("origin", "*"), ASKS[1]];
+        check(P { origins: &["*"], credentials: true, ..P::default() }, &star, &[]);
+        check(P { origins: &["*"], ..P::default() }, &star, &[(ALLOW_ORIGIN, "*"), (MAX_AGE, "5")]);
     }
 
     #[test]
