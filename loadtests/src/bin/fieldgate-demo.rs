@@ -30,7 +30,7 @@ struct Arguments {
     /// The gateway's binary; by default the one beside this program.
     #[arg(long, env = "FIELDGATE_BIN")]
     gateway: Option<PathBuf>,
-    /// The directory that is edited; made anew.
+    /// Where configuration (shop/, overwritten) and logs (logs/) go.
     #[arg(long, default_value = "demo-config")]
     directory: PathBuf,
 }
@@ -134,7 +134,11 @@ fn run(arguments: &Arguments) -> Result<bool, String> {
     let failed: u64 = totals.iter().map(Tally::failures).sum();
     println!("\nrequests: {sent}   errors: {failed}");
     if arguments.keep {
-        keep_running(&config);
+        keep_running(&config, &gateway_binary);
+    } else {
+        println!(
+            "With --keep (make demo DEMO_ARGS=--keep) all of it stays up at the end, with lines to try."
+        );
     }
     if last.0 > 0 {
         println!("the move did not complete: {} requests of the last second went to VMs", last.0);
@@ -170,13 +174,15 @@ fn print_second(what: &str, loads: &[Running]) -> (u64, u64) {
     (vms, pods)
 }
 
-fn keep_running(config: &Path) {
+fn keep_running(config: &Path, gateway: &Path) {
+    let gateway = gateway.display();
     println!("\nStill running. Try, in another terminal:");
     println!("  curl -i -H 'Host: {HOST}' http://127.0.0.1:8080/");
     println!("  curl -i -H 'Host: {HOST}' http://127.0.0.1:8080/admin        # refused by policy.yaml");
     println!("  $EDITOR {}/route.yaml                  # change the weights, save", config.display());
-    println!("  fieldgate status");
-    println!("  fieldgate explain GET http://{HOST}/cart --admin 127.0.0.1:15000");
+    println!("  {gateway} status");
+    println!("  {gateway} top");
+    println!("  {gateway} explain GET http://{HOST}:8080/cart");
     println!("  curl -s http://127.0.0.1:15000/metrics | grep fieldgate_split");
     println!("Enter ends it.");
     let _ = std::io::stdin().read_line(&mut String::new());
