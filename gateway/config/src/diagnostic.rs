@@ -59,6 +59,8 @@ pub mod reason {
         UNSUPPORTED_KIND = "UnsupportedKind";
         /// Two documents describe the same object.
         DUPLICATE_OBJECT = "DuplicateObject";
+        /// A text that cannot be read and may mean an AuthorizationPolicy.
+        UNREADABLE_POLICY = "UnreadablePolicy";
         /// A document that is not an object of Kubernetes.
         NOT_AN_OBJECT = "NotAnObject";
         /// A field that has no effect where it is.

@@ -73,7 +73,7 @@ pub(crate) struct Item {
 #[derive(Debug)]
 pub(crate) struct Finding {
     severity: Severity,
-    object: Option<ObjectRef>,
+    pub(crate) object: Option<ObjectRef>,
     problem: Problem,
     secret: bool,
 }
@@ -157,7 +157,7 @@ impl Source {
         self.first_line.store(first_line, Ordering::Relaxed);
     }
 
-    fn location(&self, line: u32, column: u32) -> Location {
+    pub(crate) fn location(&self, line: u32, column: u32) -> Location {
         Location { file: self.file.clone(), line: self.first_line() + line.max(1) - 1, column: column.max(1) }
     }
 

@@ -10,6 +10,7 @@ pub mod kinds;
 pub mod status;
 pub mod store;
 pub mod translate;
+mod unread;
 pub mod yaml;
 
 pub use diagnostic::Diagnostic;
@@ -25,7 +26,7 @@ pub struct Configuration {
     store: Store,
     translator: Translator,
     /// Policies that could not be read and have no last good version.
-    unread_policies: Vec<document::ObjectKey>,
+    unread_policies: Vec<unread::UnreadPolicy>,
 }
 
 /// What a change of files came to.
@@ -48,39 +49,19 @@ impl Configuration {
         let change = self.store.apply(files);
         let translation = self.translator.apply(&change);
         self.translator.relocate(&names);
-        let diagnostics = self.diagnostics();
-        let unread = self.policies_without_a_version(&diagnostics);
+        let unread = self.store.unread_policies();
         let changed = translation.changed || unread != self.unread_policies;
         self.unread_policies = unread;
+        let diagnostics = self.diagnostics();
         let mut config = translation.config;
         self.fail_closed(&mut config);
         Outcome { config, touched: translation.touched, diagnostics, changed }
     }
 
-    /// AuthorizationPolicies that are refused as documents, with nothing in force for them.
-    fn policies_without_a_version(&self, diagnostics: &[Diagnostic]) -> Vec<document::ObjectKey> {
-        let kind = kinds::Kind::AuthorizationPolicy.as_str();
-        let refused =
-            diagnostics.iter().filter(|d| d.severity == diagnostic::Severity::Error && !d.last_good_in_use);
-        let mut keys: Vec<document::ObjectKey> = refused
-            .filter_map(|d| d.object.as_ref())
-            .filter(|o| o.kind == kind)
-            .map(|o| document::ObjectKey {
-                kind,
-                namespace: o.namespace.as_str().into(),
-                name: o.name.as_str().into(),
-            })
-            .filter(|key| self.store.get(key).is_none())
-            .collect();
-        keys.sort();
-        keys.dedup();
-        keys
-    }
-
     /// A policy that nobody can read must not open a door: the gateways that it may be about refuse everything until it
     /// is mended. Where its target cannot be known, that is every gateway of its namespace.
     fn fail_closed(&self, config: &mut ir::Config) {
-        for key in &self.unread_policies {
+        for unread::UnreadPolicy { key, .. } in &self.unread_policies {
             let everywhere = *key.namespace == *translate::ROOT_NAMESPACE;
             let listeners: Vec<_> = config
                 .listeners
@@ -103,6 +84,7 @@ impl Configuration {
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut all = self.store.diagnostics();
         all.extend(self.translator.diagnostics());
+        all.extend(self.unread_policies.iter().filter_map(unread::UnreadPolicy::diagnostic));
         all.sort_by(Diagnostic::by_place);
         all
     }
@@ -170,5 +152,28 @@ mod tests {
         let outcome = configuration.apply(policy(bad));
         assert!(!denies_all(&outcome), "the last good version is in force");
         assert_eq!(outcome.config.policies.len(), 1);
+    }
+
+    #[test]
+    fn a_text_that_may_be_a_policy_closes_the_gateways_too() {
+        let mut configuration = Configuration::default();
+        configuration.apply(vec![FileChange { name: "g.yaml".into(), text: Some(GATEWAY.into()) }]);
+        let mut write = |text: &str| {
+            configuration.apply(vec![FileChange { name: "p.yaml".into(), text: Some(text.into()) }])
+        };
+        let said = |outcome: &Outcome| outcome.diagnostics.iter().any(|d| d.reason == "UnreadablePolicy");
+
+        let outcome = write("kind: [AuthorizationPolicy\n");
+        assert!(outcome.changed && denies_all(&outcome) && said(&outcome));
+        let outcome = write("kind: [HTTPRoute\n");
+        assert!(outcome.changed && !denies_all(&outcome) && !said(&outcome));
+        let good = policy("  action: DENY\n  rules:\n  - to:\n    - operation: {paths: [/admin]}\n");
+        write(good[0].text.as_deref().unwrap());
+        let outcome = write("kind: [AuthorizationPolicy\n");
+        assert!(!denies_all(&outcome) && !said(&outcome), "what stood in its place is in force");
+        let outcome = write("# nothing\n");
+        assert_eq!(outcome.config.policies.len(), 0);
+        let elsewhere = write("kind: [AuthorizationPolicy\nnamespace: prod\n");
+        assert!(said(&elsewhere) && !denies_all(&elsewhere), "no gateway is in that namespace");
     }
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::diagnostic::{Diagnostic, Severity, reason};
-use crate::document::{Chunk, Object, ObjectKey, object_ref};
+use crate::document::{Chunk, Finding, Item, Object, ObjectKey, object_ref};
+use crate::unread::{self, UnreadPolicy};
 
 /// A file as it is now.
 #[derive(Debug, Clone)]
@@ -40,6 +41,10 @@ pub struct Store {
     current: FxHashMap<ObjectKey, Arc<Object>>,
     /// For a chunk that cannot be parsed: the objects that stood in its place and may still be meant.
     inherited: FxHashMap<ChunkId, Vec<ObjectKey>>,
+    /// The chunks of which there is something to say; a change must not cost a walk through all of them.
+    noted: FxHashMap<ChunkId, Arc<Chunk>>,
+    /// The objects that several documents mean.
+    contested: FxHashSet<ObjectKey>,
 }
 
 #[derive(Debug, Clone)]
@@ -110,24 +115,40 @@ impl Store {
 
     /// How many documents are refused now.
     pub fn refused(&self) -> usize {
-        let refused = |i: &crate::document::Item| i.findings.iter().any(crate::document::Finding::is_error);
-        let invalid: usize =
-            self.files.values().flatten().map(|c| c.items.iter().filter(|i| refused(i)).count()).sum();
-        let twice: usize =
-            self.claims.values().map(|c| c.iter().filter(|c| c.object().is_some()).count().max(1) - 1).sum();
+        let refused = |i: &&Item| i.findings.iter().any(Finding::is_error);
+        let invalid: usize = self.noted.values().map(|c| c.items.iter().filter(refused).count()).sum();
+        let twice: usize = self
+            .contested
+            .iter()
+            .filter_map(|key| self.claims.get(key))
+            .map(|c| c.iter().filter(|c| c.object().is_some()).count().max(1) - 1)
+            .sum();
         invalid + twice
     }
 
     /// All that is wrong now, in the order of file name and line.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut all = Vec::new();
-        for chunk in self.files.values().flatten() {
+        for chunk in self.noted.values() {
             self.chunk_diagnostics(chunk, &mut all);
         }
-        for (key, claims) in &self.claims {
-            note_duplicates(key, claims, &mut all);
+        for key in &self.contested {
+            note_duplicates(key, self.claims.get(key).map_or(&[], Vec::as_slice), &mut all);
         }
         all.sort_by(Diagnostic::by_place);
+        all
+    }
+
+    /// AuthorizationPolicies that some text means, or may mean, and that nobody can read, with no last good version in
+    /// force.
+    pub(crate) fn unread_policies(&self) -> Vec<UnreadPolicy> {
+        let mut all = Vec::new();
+        for chunk in self.noted.values() {
+            let inherited = self.inherited.get(&ChunkId::of(chunk)).map_or(&[][..], Vec::as_slice);
+            unread::in_chunk(chunk, inherited, &|key| self.current.contains_key(key), &mut all);
+        }
+        all.sort();
+        all.dedup();
         all
     }
 
@@ -183,19 +204,34 @@ impl Store {
         for (item, key) in
             chunk.items.iter().enumerate().filter_map(|(i, item)| Some((i, item.key.as_ref()?)))
         {
-            self.claims.entry(key.clone()).or_default().push(Claim { chunk: chunk.clone(), item });
+            self.add_claim(key, Claim { chunk: chunk.clone(), item });
             touched.insert(key.clone());
+        }
+        if chunk.items.iter().any(|item| !item.findings.is_empty()) {
+            self.noted.insert(ChunkId::of(chunk), chunk.clone());
+        }
+    }
+
+    fn add_claim(&mut self, key: &ObjectKey, claim: Claim) {
+        let claims = self.claims.entry(key.clone()).or_default();
+        claims.push(claim);
+        if claims.len() > 1 {
+            self.contested.insert(key.clone());
         }
     }
 
     /// Takes a chunk's claims back and returns the keys it had.
     fn unclaim(&mut self, chunk: &Arc<Chunk>, touched: &mut FxHashSet<ObjectKey>) -> Vec<ObjectKey> {
+        self.noted.remove(&ChunkId::of(chunk));
         let own = chunk.items.iter().filter_map(|i| i.key.clone());
         let keys: Vec<_> =
             own.chain(self.inherited.remove(&ChunkId::of(chunk)).unwrap_or_default()).collect();
         for key in &keys {
             if let Some(claims) = self.claims.get_mut(key) {
                 claims.retain(|c| !Arc::ptr_eq(&c.chunk, chunk));
+                if claims.len() < 2 {
+                    self.contested.remove(key);
+                }
                 if claims.is_empty() {
                     self.claims.remove(key);
                 }
@@ -213,7 +249,7 @@ impl Store {
             .filter(|k| !self.claims.contains_key(k) && self.current.contains_key(k))
             .collect();
         for key in &orphans {
-            self.claims.entry(key.clone()).or_default().push(Claim { chunk: heir.clone(), item: INHERITED });
+            self.add_claim(key, Claim { chunk: heir.clone(), item: INHERITED });
         }
         if !orphans.is_empty() {
             self.inherited.insert(ChunkId::of(heir), orphans);
@@ -411,6 +447,7 @@ mod tests {
         assert_eq!(names(&store.apply(vec![gone("f")])), (vec![], vec!["a", "c"]));
         assert!(store.is_empty());
         assert!(store.claims.is_empty() && store.inherited.is_empty());
+        assert!(store.noted.is_empty() && store.contested.is_empty());
     }
 
     #[test]
@@ -544,6 +581,7 @@ mod tests {
                 prop_assert_eq!(by_change.len(), store.len());
                 prop_assert_eq!(store.diagnostics(), vec![]);
                 prop_assert_eq!(store.claims.len(), scratch.claims.len());
+                prop_assert!(store.noted.is_empty() && store.contested.is_empty());
             }
         }
 
