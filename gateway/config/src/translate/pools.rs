@@ -22,7 +22,9 @@ use super::{Notes, NotesOf, Objects};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::fieldgate::{LoadBalancingPolicy, PoolProtocol, PoolService, PoolSpec};
-use crate::kinds::istio::{ServiceEntryPort, ServiceEntryResolution, ServiceEntrySpec, WorkloadEntrySpec};
+use crate::kinds::istio::{
+    ServiceEntryLocation, ServiceEntryPort, ServiceEntryResolution, ServiceEntrySpec, WorkloadEntrySpec,
+};
 use crate::kinds::{Kind, Spec};
 
 /// How often names are looked up again at the least.
@@ -460,19 +462,21 @@ fn service_entry(
     pools: &BTreeMap<PoolKey, Pool>,
     note: &mut Notes,
 ) -> Vec<(Pool, bool)> {
+    let mut found = Vec::new();
+    if matches!(spec.resolution, ServiceEntryResolution::None | ServiceEntryResolution::DynamicDns) {
+        let message = "endpoints are known only with resolution STATIC, DNS or DNS_ROUND_ROBIN";
+        let error = object.error("UnsupportedValue", "spec.resolution", message);
+        note.diagnostics.push(error.hint("set spec.resolution to one of these"));
+        note.condition("Accepted", false, "UnsupportedValue", message);
+        return found;
+    }
+    warn_of_ignored(object, spec, note);
+    let workloads = workloads(object, spec, objects);
     let mut refused = None;
     let mut refuse = |reason: &'static str, field: &str, message: &str, hint: &str| {
         refused.get_or_insert((reason, message.to_owned()));
         note.diagnostics.push(object.error(reason, field, message).hint(hint));
     };
-    let mut found = Vec::new();
-    if matches!(spec.resolution, ServiceEntryResolution::None | ServiceEntryResolution::DynamicDns) {
-        let message = "endpoints are known only with resolution STATIC, DNS or DNS_ROUND_ROBIN";
-        refuse("UnsupportedValue", "spec.resolution", message, "set spec.resolution to one of these");
-        note.condition("Accepted", false, "UnsupportedValue", message);
-        return found;
-    }
-    let workloads = workloads(object, spec, objects);
     let by_address = spec.resolution == ServiceEntryResolution::Static;
     let mut unusable = Vec::new();
     for (place, w, _) in workloads.iter().filter(|_| by_address) {
@@ -534,6 +538,59 @@ fn service_entry(
         Some((reason, message)) => note.condition("Accepted", false, reason, message),
     }
     found
+}
+
+/// Fields whose author expects something that does not happen.
+fn warn_of_ignored(object: &Object, spec: &ServiceEntrySpec, note: &mut Notes) {
+    let mut warn = |ignored: bool, field: &str, message: &str, hint: &str| {
+        if ignored {
+            note.diagnostics.push(object.warning("UnsupportedValue", field, message).hint(hint));
+        }
+    };
+    warn(
+        !spec.addresses.is_empty(),
+        "spec.addresses",
+        "virtual addresses are not listened on: this field has no effect",
+        "a route finds the hosts by name: kind Hostname, group networking.istio.io",
+    );
+    warn(
+        spec.location == ServiceEntryLocation::MeshInternal,
+        "spec.location",
+        "connections to endpoints are not encrypted, whatever the location: MESH_INTERNAL has no effect",
+        "endpoints that insist on mutual TLS cannot be reached yet",
+    );
+    warn(
+        !spec.subject_alt_names.is_empty(),
+        "spec.subjectAltNames",
+        "the certificates of endpoints are not checked: this field has no effect",
+        "connections to endpoints are plain until TLS to upstreams is there",
+    );
+    warn(
+        spec.export_to.iter().any(|e| e == "~"),
+        "spec.exportTo",
+        "\"~\" hides the hosts from other namespaces only: routes of this namespace still find them",
+        "write \".\" for that, or remove the ServiceEntry",
+    );
+    warn(
+        spec.resolution == ServiceEntryResolution::DnsRoundRobin,
+        "spec.resolution",
+        "every address that a name resolves to is an endpoint, as with DNS",
+        "write DNS to say so",
+    );
+    for (at, endpoint) in spec.endpoints.iter().enumerate() {
+        warn(
+            endpoint.network.is_some(),
+            &format!("spec.endpoints[{at}].network"),
+            "an endpoint is connected to directly, in whatever network it is: this field has no effect",
+            "give an address that can be reached from here",
+        );
+        warn(
+            endpoint.service_account.is_some(),
+            &format!("spec.endpoints[{at}].serviceAccount"),
+            "the identities of endpoints are not checked: this field has no effect",
+            "connections to endpoints are plain until TLS to upstreams is there",
+        );
+    }
 }
 
 fn entry_protocol(port: &ServiceEntryPort) -> Option<Protocol> {
