@@ -175,7 +175,8 @@ pub struct Attachment {
 /// One rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// `default/shop`, `default/shop/checkout` for a named rule, else `default/shop#1`: the rule's identity in logs, metrics and split state.
+    /// `default/shop`, `default/shop/checkout` for a named rule, else `default/shop#1`: the rule's identity in logs, metrics
+    /// and split state. A GRPCRoute's begins with `grpc:`, for an HTTPRoute may have its name.
     pub id: Arc<str>,
     /// What it takes; any one suffices. Never empty: a rule without matches has one that takes everything.
     pub matches: Vec<Match>,

@@ -68,6 +68,11 @@ pub struct Table {
     any: HostTable,
 }
 
+/// Says what is wrong with a regular expression that a match is to hold, by the bounds of [`crate::Snapshot::compile`].
+pub fn check_regex(pattern: &str) -> Result<(), String> {
+    conditions::whole(pattern).map(drop)
+}
+
 impl Matches {
     pub fn compile(route: &Route) -> Result<Self, BadRoute> {
         let of_rule = |(at, rule): (usize, &Arc<crate::ir::Rule>)| {

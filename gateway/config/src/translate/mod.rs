@@ -46,6 +46,8 @@ pub struct Translation {
 #[derive(Debug, Default)]
 pub struct Translator {
     objects: Objects,
+    /// Newest versions of routes that are not in force, because their matches are not sound and a version before was.
+    refused: BTreeMap<ObjectKey, Arc<Object>>,
     config: ir::Config,
     gateways: gateways::Gateways,
     pools: pools::Pools,
@@ -131,11 +133,13 @@ impl Translator {
         let stages = [gateways, pools, policies, splits].into_iter().flat_map(BTreeMap::values_mut);
         let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
         for diagnostic in all.filter(|d| files.contains(&d.location.file)) {
-            let object = diagnostic
-                .object
-                .as_ref()
-                .and_then(|o| self.objects.get(Kind::from_name(&o.kind)?, &o.namespace, &o.name));
-            if let Some(object) = object {
+            let key = diagnostic.object.as_ref().and_then(|o| {
+                let kind = Kind::from_name(&o.kind)?.as_str();
+                Some(ObjectKey { kind, namespace: o.namespace.as_str().into(), name: o.name.as_str().into() })
+            });
+            // The text that there is now is that of the newest version, in force or not.
+            let newest = key.and_then(|key| self.refused.get(&key).or_else(|| self.objects.by_key(&key)));
+            if let Some(object) = newest {
                 diagnostic.location = object.locate(&diagnostic.field);
             }
         }
@@ -178,16 +182,31 @@ impl Translator {
     fn take_in(&mut self, change: &StoreChange) -> Dirt {
         let mut dirt = Dirt::default();
         for object in &change.upserted {
+            if self.keeps_last_good(object) {
+                dirt.routes.insert(object.key());
+                self.refused.insert(object.key(), object.clone());
+                continue;
+            }
+            self.refused.remove(&object.key());
             let old =
                 self.objects.by_kind.entry(object.kind).or_default().insert(object.key(), object.clone());
             self.note_change(object.key(), object.kind, old.as_deref(), Some(object), &mut dirt);
         }
         for key in &change.removed {
             let Some(kind) = Kind::from_name(key.kind) else { continue };
+            self.refused.remove(key);
             let old = self.objects.by_kind.get_mut(&kind).and_then(|objects| objects.remove(key));
             self.note_change(key.clone(), kind, old.as_deref(), None, &mut dirt);
         }
         dirt
+    }
+
+    /// Whether the version before stays in force: without sound matches nobody can tell which requests are a route's, and
+    /// a guess would be worse than what was (Gateway API, `PartiallyInvalid`: "Fall Back").
+    fn keeps_last_good(&self, object: &Object) -> bool {
+        let is_route = matches!(object.kind, Kind::HttpRoute | Kind::GrpcRoute);
+        let Some(old) = self.objects.by_key(&object.key()).filter(|_| is_route) else { return false };
+        !routes::bad_matches(object).is_empty() && routes::bad_matches(old).is_empty()
     }
 
     fn note_change(
@@ -244,9 +263,8 @@ impl Translator {
 
     /// Translates one route, or forgets it, and says whether it differs from before.
     fn redo_route(&mut self, key: &ObjectKey) -> bool {
-        let object = Kind::from_name(key.kind).and_then(|k| self.objects.get(k, &key.namespace, &key.name));
         self.notes.problems.remove(key);
-        let Some(object) = object else {
+        let Some(object) = self.objects.by_key(key) else {
             self.notes.conditions.remove(key);
             return self.config.routes.remove(key).is_some();
         };
@@ -259,6 +277,9 @@ impl Translator {
             splits: &self.splits,
         };
         let route = routes::translate(object, &surroundings, &mut notes);
+        if let Some(refused) = self.refused.get(key) {
+            notes.fall_back(refused);
+        }
         if !notes.diagnostics.is_empty() {
             self.notes.problems.insert(key.clone(), notes.diagnostics);
         }
@@ -296,6 +317,10 @@ impl Objects {
         self.by_kind.get(&kind)?.get(&key)
     }
 
+    pub fn by_key(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.by_kind.get(&Kind::from_name(key.kind)?)?.get(key)
+    }
+
     pub fn names(&self, kind: Kind, namespace: &str) -> Vec<String> {
         self.of(kind).filter(|o| *o.namespace == *namespace).map(|o| o.name.to_string()).collect()
     }
@@ -309,6 +334,18 @@ impl Objects {
 }
 
 impl Notes {
+    /// Says that a newer version of a route is not in force, and why.
+    fn fall_back(&mut self, refused: &Object) {
+        let problems = routes::bad_matches(refused);
+        let why = problems.first().map(|(field, message)| format!("Fall Back: {field}: {message}"));
+        self.conditions.retain(|c| c.kind != "PartiallyInvalid");
+        self.condition("PartiallyInvalid", true, "UnsupportedValue", why.unwrap_or_default());
+        for (field, message) in problems {
+            let error = refused.error("UnsupportedValue", &field, message);
+            self.diagnostics.push(Diagnostic { last_good_in_use: true, ..error });
+        }
+    }
+
     pub fn condition(
         &mut self,
         kind: &'static str,

@@ -3,11 +3,12 @@
 //! A GRPCRoute is read as an HTTPRoute whose matches are paths of the form `/service/method`; the two kinds' generated
 //! types have the same shapes otherwise.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fieldgate_core::ir::{
-    Attachment, Backend, BackendTarget, Filter, Hostname, Match, ObjectKey, Pool, PoolKey, Retry, Route,
-    Rule, Timeouts,
+    Attachment, Backend, BackendTarget, Filter, Hostname, Match, ObjectKey, PathRewrite, Pool, PoolKey,
+    Retry, Rewrite, Route, Rule, Timeouts,
 };
 use gateway_api::experimental::grpcroutes::{GrpcRouteRulesMatches, GrpcRouteSpec};
 use gateway_api::experimental::httproutes::{HttpRouteParentRefs, HttpRouteRules, HttpRouteSpec};
@@ -47,6 +48,8 @@ struct Faults {
     unresolved: Option<(&'static str, String)>,
     /// The first rule that could not be taken over whole.
     rule: Option<String>,
+    /// The numbers of all such rules.
+    rules: BTreeSet<usize>,
 }
 
 /// A route's parts, the same for both kinds.
@@ -71,10 +74,10 @@ pub(crate) fn translate(object: &Arc<Object>, around: &Surroundings<'_>, notes: 
         .enumerate()
         .map(|(at, (rule, grpc))| context.rule(at, rule, grpc.as_deref(), &mut faults, notes))
         .collect();
-    let dropped = faults.rule.as_ref().filter(|_| rules.iter().all(Option::is_none));
+    let dropped = faults.rule.as_ref().filter(|_| faults.rules.len() == rules.len());
     let attachments = attach(&context, &parts, dropped, &faults, notes);
-    if let Some(message) = faults.rule.filter(|_| rules.iter().any(Option::is_some)) {
-        notes.condition("PartiallyInvalid", true, "UnsupportedValue", message);
+    if let Some(message) = faults.rule.as_ref().filter(|_| faults.rules.len() < rules.len()) {
+        notes.condition("PartiallyInvalid", true, "UnsupportedValue", format!("Dropped Rule {message}"));
     }
     let rules: Vec<Arc<Rule>> = rules.into_iter().flatten().map(Arc::new).collect();
     if attachments.is_empty() || rules.is_empty() {
@@ -82,6 +85,29 @@ pub(crate) fn translate(object: &Arc<Object>, around: &Surroundings<'_>, notes: 
     }
     let created = object.creation_timestamp.map(Timestamp::as_second);
     Some(Route { key: context.key, created, attachments, rules })
+}
+
+/// What is wrong with the matches of a route: fields and messages. Nothing else in a route can change which requests are
+/// whose.
+pub(crate) fn bad_matches(object: &Object) -> Vec<filters::Problem> {
+    let of_rule = |(at, (_, problems)): (usize, (Vec<Match>, Vec<filters::Problem>))| {
+        problems
+            .into_iter()
+            .map(move |(field, message)| (format!("spec.rules[{at}].matches{field}"), message))
+    };
+    match &object.spec {
+        Spec::HttpRoute(spec) => {
+            let rules = spec.rules.iter().flatten();
+            let read = rules.map(|r| matches::http(r.matches.as_deref().unwrap_or_default()));
+            read.enumerate().flat_map(of_rule).collect()
+        }
+        Spec::GrpcRoute(spec) => {
+            let rules = spec.rules.iter().flatten();
+            let read = rules.map(|r| matches::grpc(r.matches.as_deref().unwrap_or_default()));
+            read.enumerate().flat_map(of_rule).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn of_http(spec: &HttpRouteSpec) -> Parts {
@@ -305,8 +331,8 @@ fn both(a: &Hostname, b: &Hostname) -> Option<Hostname> {
 }
 
 impl Context<'_> {
-    /// One rule. A rule whose matches are sound keeps its requests, also when something else in it is not: they get an
-    /// error, because another rule was not meant for them (Gateway API, `HTTPRouteFilter.extensionRef`).
+    /// One rule. A rule of which something is not sound keeps its requests: they get an error, because another rule was
+    /// not meant for them (Gateway API, `HTTPRouteFilter.extensionRef`).
     fn rule(
         &self,
         at: usize,
@@ -318,7 +344,8 @@ impl Context<'_> {
         let place = format!("spec.rules[{at}]");
         let refuse = |faults: &mut Faults, notes: &mut Notes, (field, message): filters::Problem| {
             let error = self.object.error("UnsupportedValue", &format!("{place}{field}"), message.clone());
-            faults.rule.get_or_insert_with(|| format!("rule {at}: {message}"));
+            faults.rule.get_or_insert_with(|| format!("{at}: {message}; its requests are answered with 500"));
+            faults.rules.insert(at);
             notes.diagnostics.push(error);
             message
         };
@@ -326,13 +353,14 @@ impl Context<'_> {
             None => matches::http(rule.matches.as_deref().unwrap_or_default()),
             Some(grpc) => matches::grpc(grpc),
         };
-        let matches = match matches {
-            Ok(matches) => matches,
-            Err((field, message)) => {
-                refuse(faults, notes, (format!(".matches{field}"), message));
-                return None;
-            }
-        };
+        let (matches, bad) = matches;
+        let bad: Vec<String> = bad
+            .into_iter()
+            .map(|(field, message)| refuse(faults, notes, (format!(".matches{field}"), message)))
+            .collect();
+        if matches.is_empty() {
+            return None;
+        }
         if rule.session_persistence.is_some() {
             let warning = self.object.warning(
                 "UnsupportedValue",
@@ -351,8 +379,9 @@ impl Context<'_> {
             split: None,
             grpc: self.grpc,
         };
-        if let Err(problem) = self.behaviour(&place, rule, &mut translated, faults, notes) {
-            let why = refuse(faults, notes, problem);
+        let behaviour = self.behaviour(&place, rule, &mut translated, faults, notes);
+        let why = behaviour.err().map(|problem| refuse(faults, notes, problem));
+        if let Some(why) = bad.into_iter().next().or(why) {
             translated.filters.clear();
             translated.backends =
                 vec![Backend { target: BackendTarget::Invalid(why.into()), weight: 1, filters: Vec::new() }];
@@ -365,10 +394,12 @@ impl Context<'_> {
 
     fn rule_id(&self, at: usize, rule: &HttpRouteRules) -> Arc<str> {
         let ObjectKey { namespace, name, .. } = &self.key;
+        // A colon is in no name, so that the two kinds' ids are apart.
+        let kind = if self.grpc { "grpc:" } else { "" };
         match &rule.name {
-            Some(rule) => format!("{namespace}/{name}/{rule}"),
-            None if at == 0 => format!("{namespace}/{name}"),
-            None => format!("{namespace}/{name}#{at}"),
+            Some(rule) => format!("{kind}{namespace}/{name}/{rule}"),
+            None if at == 0 => format!("{kind}{namespace}/{name}"),
+            None => format!("{kind}{namespace}/{name}#{at}"),
         }
         .into()
     }
@@ -407,6 +438,7 @@ impl Context<'_> {
             let own: Vec<_> = reference.filters.iter().flatten().filter_map(filters::common).collect();
             let filters = self
                 .filters(&own, &out.matches, &format!("{at}.filters"), faults, notes)
+                .and_then(|filters| on_top_of(&out.filters, filters))
                 .map_err(|(field, message)| (format!(".backendRefs[{index}].filters{field}"), message))?;
             let weight = u32::try_from(reference.weight.unwrap_or(1)).unwrap_or(0);
             out.backends.push(Backend { target, weight, filters });
@@ -472,6 +504,24 @@ impl Context<'_> {
             out.push(filter);
         }
         Ok(out)
+    }
+}
+
+/// A backend's filters act on what the rule's have made of the request. What replaces the prefix that the match took would
+/// no longer find it there (Gateway API does not say what two rewrites of one path mean).
+fn on_top_of(rule: &[Filter], backend: Vec<Filter>) -> Result<Vec<Filter>, filters::Problem> {
+    let rewrites_path = rule.iter().any(|f| matches!(f, Filter::Rewrite(r) if r.path.is_some()));
+    let replaces_prefix = |filter: &Filter| match filter {
+        Filter::Rewrite(rewrite) => matches!(**rewrite, Rewrite { path: Some(PathRewrite::Prefix(_)), .. }),
+        Filter::Redirect(redirect) => matches!(redirect.path, Some(PathRewrite::Prefix(_))),
+        _ => false,
+    };
+    match backend.iter().position(replaces_prefix) {
+        Some(at) if rewrites_path => {
+            let message = "replaces the prefix of a path that a filter of the rule has rewritten already";
+            Err((format!("[{at}]"), message.to_owned()))
+        }
+        _ => Ok(backend),
     }
 }
 

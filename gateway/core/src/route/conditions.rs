@@ -184,7 +184,7 @@ fn values(field: &str, list: &[(Arc<str>, ValueMatch)]) -> Result<Box<[Named]>, 
 }
 
 /// A regular expression that must match the whole text.
-fn whole(pattern: &str) -> Result<Regex, String> {
+pub(super) fn whole(pattern: &str) -> Result<Regex, String> {
     // Alone first: `a)|(b` is none, though it would be one with the group around it.
     build(pattern)?;
     // In verbose mode a comment at the end would hide the closing bracket; there, a line's end means nothing.

@@ -191,3 +191,48 @@ fn attached_routes_are_counted_per_listener() {
         found.iter().map(|l| (l.listener.as_str(), l.attached_routes, l.supported_kinds.clone())).collect();
     assert_eq!(found, [("a", 1, vec!["HTTPRoute", "GRPCRoute"]), ("b", 0, vec!["GRPCRoute"])]);
 }
+
+/// A certificate is its listener's business only, and a listener is nobody else's.
+#[test]
+fn a_change_of_a_secret_or_a_listener_touches_no_other_listener() {
+    let secret = |name: &str, version: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\ntype: kubernetes.io/tls\nstringData:\n  tls.crt: '-----BEGIN CERTIFICATE-----{version}'\n  tls.key: '-----BEGIN PRIVATE KEY-----'\n"
+        )
+    };
+    let tls = |name: &str, port: u16| {
+        format!(
+            "{{name: {name}, protocol: HTTPS, port: {port}, tls: {{certificateRefs: [{{name: {name}}}]}}}}"
+        )
+    };
+    let (a, b) = (tls("a", 443), tls("b", 444));
+    let texts =
+        [gateway(&format!("{WEB}, {a}, {b}")), secret("a", "1"), secret("b", "1"), route("rules: [{}]")];
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut configuration = configuration(&texts);
+    let mut before = configuration.apply(Vec::new()).config;
+    let mut change = |file: &str, text: String| {
+        let after = configuration.apply(vec![FileChange { name: file.into(), text: Some(text) }]).config;
+        let mut differ: Vec<String> = Vec::new();
+        for (key, listener) in &after.listeners {
+            if before.listeners.get(key).is_none_or(|old| !std::sync::Arc::ptr_eq(old, listener)) {
+                differ.push(format!("+{}", key.name));
+            }
+        }
+        differ.extend(
+            before
+                .listeners
+                .keys()
+                .filter(|k| !after.listeners.contains_key(*k))
+                .map(|k| format!("-{}", k.name)),
+        );
+        before = after;
+        differ.join(" ")
+    };
+    assert_eq!(change("1.yaml", secret("a", "2")), "+a");
+    assert_eq!(change("2.yaml", secret("b", "2")), "+b");
+    assert_eq!(change("2.yaml", secret("b", "2") + "# words\n"), "");
+    assert_eq!(change("0.yaml", gateway(&format!("{WEB}, {b}"))), "-a");
+    assert_eq!(change("1.yaml", secret("a", "3")), "");
+    assert_eq!(change("0.yaml", gateway(&format!("{WEB}, {a}, {b}"))), "+a");
+}

@@ -75,7 +75,7 @@ fn versions() -> Vec<Vec<String>> {
             ),
             http(
                 "a",
-                "parentRefs: [{name: edge}], rules: [{name: x, backendRefs: [{group: networking.istio.io, kind: Hostname, name: old.example, port: 80}]}, {matches: [{path: {type: RegularExpression, value: '('}}]}]",
+                "parentRefs: [{name: edge}], rules: [{name: x, backendRefs: [{group: networking.istio.io, kind: Hostname, name: old.example, port: 80}]}, {filters: [{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}]}]",
             ),
         ],
         vec![

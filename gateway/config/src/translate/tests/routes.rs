@@ -184,20 +184,68 @@ fn a_rule_that_cannot_be_followed_answers_with_an_error() {
     }
 }
 
+/// The path, the method, the headers and the answer of each match of a route's rules.
+fn taken(route: &ir::Route) -> Vec<String> {
+    let of_rule = |rule: &std::sync::Arc<ir::Rule>| {
+        let answer = match rule.backends.first().map(|b| &b.target) {
+            Some(ir::BackendTarget::Invalid(_)) => "500",
+            _ => "200",
+        };
+        let told = |m: &ir::Match| format!("{:?} {:?} {:?} {answer}", m.path, m.headers, m.query);
+        rule.matches.iter().map(told).collect::<Vec<_>>()
+    };
+    route.rules.iter().flat_map(of_rule).collect()
+}
+
+/// Whatever a rule with an unsound match was to take is refused, and not left to a rule that was not meant for it.
 #[test]
-fn a_rule_whose_matches_are_not_understood_is_left_out() {
-    let texts = [
-        gateway(WEB),
-        pool("p"),
-        route(&format!(
-            "rules: [{{matches: [{{path: {{type: RegularExpression, value: '/a('}}}}], {BACKEND}}}, {{name: b, {BACKEND}}}]"
-        )),
-    ];
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let route = http_route(&texts);
-    let ids: Vec<&str> = route.rules.iter().map(|r| &*r.id).collect();
-    assert_eq!(ids, ["default/r/b"]);
-    assert_eq!(problems(&texts), ["UnsupportedValue spec.rules[0].matches[0].path.value"]);
+fn a_rule_whose_matches_are_not_understood_keeps_its_requests_and_refuses_them() {
+    let bad = "{type: RegularExpression, name: x, value: '('}";
+    for (matched, expected) in [
+        ("path: {type: RegularExpression, value: '/a('}", r#"Regex("(?s)/a.*") [] []"#),
+        (
+            &*format!("path: {{value: /a}}, headers: [{bad}, {{name: y, value: z}}]"),
+            r#"Prefix("/a") [("x", Regex("(?s).*")), ("y", Exact("z"))] []"#,
+        ),
+        (&*format!("queryParams: [{bad}]"), r#"Prefix("/") [] [("x", Regex("(?s).*"))]"#),
+    ] {
+        let texts = [
+            gateway(WEB),
+            pool("p"),
+            route(&format!(
+                "rules: [{{matches: [{{{matched}}}, {{path: {{value: /sound}}}}], {BACKEND}}}, {{name: b, {BACKEND}}}]"
+            )),
+        ];
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let route = http_route(&texts);
+        let expected = [
+            format!("{expected} 500"),
+            r#"Prefix("/sound") [] [] 500"#.into(),
+            r#"Prefix("/") [] [] 200"#.into(),
+        ];
+        assert_eq!(taken(&route), expected);
+        assert_eq!(problems(&texts).len(), 1);
+        let conditions = conditions(&texts, "HTTPRoute", "r");
+        assert!(conditions.contains(&"/PartiallyInvalid=true UnsupportedValue".to_owned()), "{conditions:?}");
+    }
+}
+
+#[test]
+fn a_grpc_rule_whose_matches_are_not_understood_refuses_its_requests() {
+    for (matched, expected) in [
+        (
+            "method: {type: RegularExpression, service: '(', method: C}",
+            r#"Regex("/(?:(?s).*)/(?:C)") [] [] 500"#,
+        ),
+        (
+            "method: {service: a.B}, headers: [{type: RegularExpression, name: x, value: '('}]",
+            r#"Prefix("/a.B") [("x", Regex("(?s).*"))] [] 500"#,
+        ),
+    ] {
+        let texts = [gateway(WEB), pool("p"), grpc(&format!("{{{matched}}}"))];
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        assert_eq!(taken(&http_route(&texts)), [expected]);
+    }
 }
 
 #[test]
@@ -205,9 +253,81 @@ fn a_route_without_a_sound_rule_is_not_accepted() {
     let texts =
         [gateway(WEB), route("rules: [{matches: [{path: {type: RegularExpression, value: '/a('}}]}]")];
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    assert!(config(&texts).routes.is_empty());
+    assert_eq!(taken(&http_route(&texts)), [r#"Regex("(?s)/a.*") [] [] 500"#]);
     let conditions = conditions(&texts, "HTTPRoute", "r");
     assert_eq!(conditions[0], "edge/Accepted=false UnsupportedValue");
+}
+
+/// Gateway API's "Fall Back", as long as there is something to fall back to.
+#[test]
+fn a_route_whose_new_matches_are_not_sound_stays_as_it_was() {
+    let version = |path: &str, rest: &str| {
+        route(&format!(
+            "rules: [{{matches: [{{path: {{type: RegularExpression, value: '{path}'}}}}], {rest}}}]"
+        ))
+    };
+    let mut configuration = configuration(&[&gateway(WEB), &pool("p"), &version("/a", BACKEND), &pool("q")]);
+    let mut write = |file: &str, text: String| {
+        let outcome = configuration.apply(vec![FileChange { name: file.into(), text: Some(text) }]);
+        let route = outcome.config.routes.values().next().expect("a route").clone();
+        let statuses = configuration.statuses();
+        let status = statuses.iter().find(|s| s.kind == "HTTPRoute").expect("a status");
+        let falls_back = status.conditions.iter().any(|c| c.message.starts_with("Fall Back: "));
+        let told = outcome.diagnostics.iter().filter(|d| d.last_good_in_use).count();
+        (taken(&route)[0].clone(), outcome.changed, falls_back, told)
+    };
+    let a = |answer: &str| format!("Regex(\"/a\") [] [] {answer}");
+    let other = BACKEND.replace("name: p", "name: q");
+    assert_eq!(write("2.yaml", version("/b(", &other)), (a("200"), false, true, 1));
+    // Still wrong, in another way, with a comment above it.
+    assert_eq!(write("2.yaml", format!("# x\n{}", version("/c(", BACKEND))), (a("200"), false, true, 1));
+    // The version in force keeps up with what it refers to.
+    assert_eq!(write("1.yaml", pool("other")), (a("500"), true, true, 1));
+    assert_eq!(write("1.yaml", pool("p")), (a("200"), true, true, 1));
+    assert_eq!(write("2.yaml", version("/b", &other)), ("Regex(\"/b\") [] [] 200".into(), true, false, 0));
+}
+
+/// Two kinds of routes of one name are two routes everywhere.
+#[test]
+fn routes_of_two_kinds_have_rules_of_different_names() {
+    let texts = [
+        gateway(WEB),
+        pool("p"),
+        route(&format!("rules: [{{{BACKEND}}}]")),
+        grpc("{}").replace("name: g,", "name: r,"),
+    ];
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let config = config(&texts);
+    let ids: Vec<&str> = config.routes.values().flat_map(|r| &r.rules).map(|r| &*r.id).collect();
+    assert_eq!(ids, ["grpc:default/r", "default/r"]);
+}
+
+#[test]
+fn a_prefix_that_is_rewritten_already_cannot_be_replaced_again() {
+    let rewrite = |how: &str| format!("filters: [{{type: URLRewrite, urlRewrite: {{{how}}}}}]");
+    let full = rewrite("path: {type: ReplaceFullPath, replaceFullPath: /f}");
+    let prefix = rewrite("path: {type: ReplacePrefixMatch, replacePrefixMatch: /p}");
+    let host = rewrite("hostname: a.example");
+    for (of_rule, of_backend, sound) in [
+        (&prefix, &full, true),
+        (&host, &prefix, true),
+        (&prefix, &host, true),
+        (&prefix, &prefix, false),
+        (&full, &prefix, false),
+    ] {
+        let backend = BACKEND.replace("name: p", &format!("name: p, {of_backend}"));
+        let texts = [
+            gateway(WEB),
+            pool("p"),
+            route(&format!("rules: [{{matches: [{{path: {{value: /a}}}}], {of_rule}, {backend}}}]")),
+        ];
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let refused = taken(&http_route(&texts))[0].ends_with("500");
+        assert_eq!(!refused, sound, "{of_rule} {of_backend}");
+        let expected: &[&str] =
+            if sound { &[] } else { &["UnsupportedValue spec.rules[0].backendRefs[0].filters[0]"] };
+        assert_eq!(problems(&texts), expected);
+    }
 }
 
 fn grpc(matches: &str) -> String {
