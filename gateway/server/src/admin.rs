@@ -274,5 +274,11 @@ fn decode(value: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// The values of a query's parameter. For the fuzz targets.
+#[cfg(fuzzing)]
+pub fn query_values(query: &str, name: &str) -> Vec<String> {
+    Query(query).all(name).collect()
+}
+
 #[cfg(test)]
 mod tests;

@@ -71,6 +71,27 @@ fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(milliseconds).map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
+/// What the fuzz targets reach of the command line's parsers. Not in a build of the gateway.
+#[cfg(fuzzing)]
+pub mod fuzzing {
+    use std::time::Duration;
+
+    /// A duration of an option.
+    pub fn duration(text: &str) -> Result<Duration, String> {
+        super::duration(text)
+    }
+
+    /// A value for a query.
+    pub fn encode(value: &str) -> String {
+        super::client::encode(value)
+    }
+
+    /// Reads metrics as `top` does, and counts the services in them.
+    pub fn services(metrics: &str) -> usize {
+        super::top::services(metrics).len()
+    }
+}
+
 /// Columns as wide as their widest cell, two spaces between.
 fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);

@@ -178,5 +178,11 @@ fn random_up_to(limit: Duration) -> Duration {
     limit.mul_f64(fraction)
 }
 
+/// The status that a check sees in what it received. For the fuzz targets.
+#[cfg(fuzzing)]
+pub fn final_status(received: &[u8]) -> Result<Option<u16>, String> {
+    probe::final_status(received)
+}
+
 #[cfg(test)]
 mod tests;

@@ -109,6 +109,27 @@ pub fn parse(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
     fast::parse(text).map_or_else(|| events::parse(text), Ok)
 }
 
+/// Each reader by itself, for the fuzz target that holds them to each other.
+#[cfg(fuzzing)]
+pub mod readers {
+    use super::{Node, Problem};
+
+    /// The plain block style; nothing if it is not.
+    pub fn fast(text: &str) -> Option<Vec<Node<'_>>> {
+        super::fast::parse(text)
+    }
+
+    /// All of YAML.
+    pub fn whole(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
+        super::events::parse(text)
+    }
+
+    /// JSON.
+    pub fn json(text: &str) -> Result<Vec<Node<'_>>, Box<Problem>> {
+        super::json::parse(text)
+    }
+}
+
 fn looks_like_json(text: &str) -> bool {
     let Some(rest) = text.trim_start().strip_prefix(['{', '[']) else { return false };
     // `{a: b}` is YAML's flow style and stays with the YAML reader, and so does the `{{` of a template.

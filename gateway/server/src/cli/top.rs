@@ -45,7 +45,7 @@ struct Sample {
 
 /// Counts of one destination since the gateway started.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Service {
+pub(super) struct Service {
     requests: f64,
     errors: f64,
     /// Upper bound in milliseconds, and requests at or below it.
@@ -212,7 +212,7 @@ fn quantile(buckets: &BTreeMap<u64, f64>, q: f64) -> String {
 }
 
 /// Sums up Istio's metrics by destination.
-fn services(metrics: &str) -> BTreeMap<String, Service> {
+pub(super) fn services(metrics: &str) -> BTreeMap<String, Service> {
     let mut services: BTreeMap<String, Service> = BTreeMap::new();
     for line in metrics.lines() {
         let Some((name, labels, value)) = sample_of(line) else { continue };

@@ -91,7 +91,7 @@ async fn ask_h1(address: SocketAddr, question: &Question<'_>) -> Result<(u16, Tc
 }
 
 /// The status of the first response that is not an interim one (RFC 9110 section 15.2), once its head is complete.
-fn final_status(mut received: &[u8]) -> Result<Option<u16>, String> {
+pub(super) fn final_status(mut received: &[u8]) -> Result<Option<u16>, String> {
     while let Some(end) = received.windows(4).position(|window| window == b"\r\n\r\n") {
         let status = status_of(received)?;
         if status >= 200 {

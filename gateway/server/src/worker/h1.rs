@@ -153,7 +153,7 @@ async fn read_head(
     deadline: &Deadline,
 ) -> Result<bool, Malformed> {
     loop {
-        if let Some(used) = parse(side.input.filled(), request, conn)? {
+        if let Some(used) = parse(side.input.filled(), request, conn.tls)? {
             side.input.consume(used);
             side.expect_body(request.body);
             return Ok(true);
@@ -165,7 +165,11 @@ async fn read_head(
     }
 }
 
-fn parse(input: &[u8], request: &mut Request, conn: &Connection) -> Result<Option<usize>, Malformed> {
+pub(super) fn parse(
+    input: &[u8],
+    request: &mut Request,
+    https: bool,
+) -> Result<Option<usize>, Malformed> {
     let head = &mut request.head;
     head.clear();
     let parsed = parse_request(input, HeadLimits::default(), |name, value| {
@@ -176,7 +180,7 @@ fn parse(input: &[u8], request: &mut Request, conn: &Connection) -> Result<Optio
     let Some(parsed) = parsed else { return Ok(None) };
     head.method = Method::from_bytes(parsed.method.as_bytes());
     head.version = if parsed.http10 { Version::Http10 } else { Version::Http11 };
-    head.https = conn.tls;
+    head.https = https;
     head.authority.push_str(parsed.host.unwrap_or_default());
     set_target(head, parsed.target)?;
     head.authority.make_ascii_lowercase();
@@ -189,7 +193,7 @@ fn parse(input: &[u8], request: &mut Request, conn: &Connection) -> Result<Optio
 }
 
 /// The four forms of a target (RFC 9112 section 3.2), and the path made canonical.
-pub(super) fn set_target(head: &mut RequestHead, target: &str) -> Result<(), Malformed> {
+pub(crate) fn set_target(head: &mut RequestHead, target: &str) -> Result<(), Malformed> {
     if head.method == Method::Connect {
         if !valid_authority(target) || split_port(target).1.is_none() {
             return Err(Malformed::Target);

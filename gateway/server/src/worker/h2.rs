@@ -94,7 +94,7 @@ async fn stream_exchange(
     let (parts, recv) = incoming.into_parts();
     let mut request = Request { started, ..Request::default() };
     request.head.https = conn.tls;
-    if let Err(why) = read_head(&mut request, &parts, &recv) {
+    if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream()) {
         let answer = Answer::new(400, why.as_str(), "DPE", "bad request\n");
         exchange::record_refusal(worker, conn, &request, &answer);
         local::send_h2(respond, answer, &request.head);
@@ -109,10 +109,10 @@ async fn stream_exchange(
 }
 
 /// The same rules as for HTTP/1, before the head can become HTTP/1 (RFC 9113 section 8.3).
-fn read_head(
+pub(super) fn read_head(
     request: &mut Request,
     parts: &http::request::Parts,
-    recv: &RecvStream,
+    ended: bool,
 ) -> Result<(), Malformed> {
     let head = &mut request.head;
     head.version = Version::Http2;
@@ -150,7 +150,7 @@ fn read_head(
         _ => return Err(Malformed::ContentLength),
     };
     request.body = match length {
-        _ if recv.is_end_stream() => BodyKind::None,
+        _ if ended => BodyKind::None,
         Some(n) => BodyKind::Length(n),
         None => BodyKind::Chunked,
     };

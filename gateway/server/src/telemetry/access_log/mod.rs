@@ -53,6 +53,16 @@ pub enum Format {
     Custom(String),
 }
 
+impl Format {
+    fn compile(&self) -> Result<Compiled, String> {
+        match self {
+            Self::Text => Compiled::text(format::ISTIO_TEXT),
+            Self::Json => Compiled::json(&format::ISTIO_JSON),
+            Self::Custom(text) => Compiled::text(text),
+        }
+    }
+}
+
 impl FromStr for Format {
     type Err = String;
 
@@ -73,6 +83,14 @@ impl FromStr for Format {
     }
 }
 
+/// The line that a format makes of a request. For the fuzz targets.
+#[cfg(fuzzing)]
+pub fn line(format: &Format, outcome: &Outcome<'_>) -> Result<Vec<u8>, String> {
+    let mut line = Vec::new();
+    format.compile()?.write(outcome, &mut line);
+    Ok(line)
+}
+
 /// An open access log.
 pub struct AccessLog {
     format: Compiled,
@@ -83,11 +101,7 @@ pub struct AccessLog {
 impl AccessLog {
     /// Opens the target and starts the thread that writes to it.
     pub fn open(options: &Options, telemetry: &Telemetry) -> Result<Arc<Self>, String> {
-        let format = match &options.format {
-            Format::Text => Compiled::text(format::ISTIO_TEXT)?,
-            Format::Json => Compiled::json(&format::ISTIO_JSON)?,
-            Format::Custom(text) => Compiled::text(text)?,
-        };
+        let format = options.format.compile()?;
         let (queue, messages) = sync_channel(QUEUE_LINES);
         writer::start(options.target.clone(), messages)?;
         Ok(Arc::new(Self { format, queue, dropped: telemetry.access_log_dropped() }))
