@@ -5,6 +5,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use fieldgate_core::head::split_port;
 use fieldgate_core::{Method, RequestHead};
+use fieldgate_wire::h1::valid_authority;
+use http::{HeaderName, HeaderValue};
+
+use crate::worker::set_target;
 
 /// A request that was never sent.
 #[derive(Clone, Debug)]
@@ -38,12 +42,24 @@ impl Question {
         if port.is_none() && host.len() != authority.len() {
             return Err(format!("`{authority}` has no valid port"));
         }
+        if !valid_authority(&authority) {
+            return Err(format!("`{authority}` is not a host that a request can name"));
+        }
+        if http::Method::from_bytes(method.as_bytes()).is_err() {
+            return Err(format!("`{method}` is not a method"));
+        }
         let mut head =
             RequestHead { method: Method::from_bytes(method.as_bytes()), https, ..RequestHead::default() };
-        match target {
-            "" => head.set_target("/"),
-            query if query.starts_with('?') => head.set_target(&format!("/{query}")),
-            target => head.set_target(target),
+        // The same steps as for a request that is sent, or the answer would be about another path.
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        if !target.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(format!("`{target}` holds what must be percent-encoded in a URL"));
+        }
+        if head.method == Method::Connect {
+            head.set_target(&target);
+        } else {
+            set_target(&mut head, &target)
+                .map_err(|_| format!("`{target}` is refused with 400: it has no canonical form"))?;
         }
         let (port, port_given) = (port.unwrap_or(if https { 443 } else { 80 }), port.is_some());
         head.authority = authority;
@@ -52,7 +68,15 @@ impl Question {
                 .split_once(':')
                 .ok_or_else(|| format!("`{header}` is not a header; write 'name: value'"))?;
             match name.trim().to_ascii_lowercase().as_str() {
-                "host" => value.trim().to_ascii_lowercase().clone_into(&mut head.authority),
+                "host" if valid_authority(value.trim()) => {
+                    value.trim().to_ascii_lowercase().clone_into(&mut head.authority);
+                }
+                name if name == "host"
+                    || HeaderName::from_bytes(name.as_bytes()).is_err()
+                    || HeaderValue::from_str(value.trim()).is_err() =>
+                {
+                    return Err(format!("`{header}` cannot be a header of a request"));
+                }
                 name => head.headers.push(name.as_bytes(), value.trim().as_bytes()),
             }
         }
@@ -81,6 +105,7 @@ mod tests {
             ("http://Shop.example", "GET http://shop.example/", 80, false),
             ("shop.example:8080/a?b=c#d", "GET http://shop.example:8080/a?b=c", 8080, true),
             ("https://[::1]?q", "GET https://[::1]/?q", 443, false),
+            ("http://a/x/../%61dmin?b=../c", "GET http://a/admin?b=../c", 80, false),
         ] {
             let question = Question::new("GET", url, &[], None).unwrap();
             assert_eq!(
@@ -88,9 +113,10 @@ mod tests {
                 (shown, port, given)
             );
         }
-        for bad in ["ftp://a/", "http:///a", "http://a:x/"] {
+        for bad in ["ftp://a/", "http:///a", "http://a:x/", "http://u@a/", "http://a/b c", "http://a/%zz"] {
             assert!(Question::new("GET", bad, &[], None).is_err(), "{bad}");
         }
+        assert!(Question::new("G T", "http://a/", &[], None).is_err());
     }
 
     #[test]
@@ -99,6 +125,8 @@ mod tests {
         let question = Question::new("GET", "http://a/", &headers, Some("10.0.0.1")).unwrap();
         assert_eq!(question.head.authority, "other.example");
         assert_eq!(question.head.headers.get("x-a"), Some(&b"1"[..]));
-        assert!(Question::new("GET", "http://a/", &["nope".to_owned()], None).is_err());
+        for bad in ["nope", "a b: c", "a: b\nc", "host: u@a"] {
+            assert!(Question::new("GET", "http://a/", &[bad.to_owned()], None).is_err(), "{bad}");
+        }
     }
 }
