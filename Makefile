@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test setup build lint bench scenarios doc clean
+.PHONY: demo test setup build lint bench scenarios fuzz doc clean
 
 ## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way. With DEMO_ARGS=--keep all
 ## of it stays up at the end, with lines to try.
@@ -36,6 +36,10 @@ scenarios:
 	@deploy/setup.sh scenarios
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate-scenarios all
+
+## Every parser against its oracle, each for FUZZ_SECONDS (600). Needs nightly and cargo-fuzz, and installs what is missing.
+fuzz: setup
+	loadtests/fuzz/run.sh
 
 doc:
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
