@@ -8,7 +8,7 @@ use fieldgate_loadtests::rig::{config, ports};
 use serde_json::Value;
 
 use crate::context::{Context, Figures, Outcome, ensure};
-use crate::edge::{Edge, HOST};
+use crate::edge::{Edge, HOST, Way};
 
 /// Seconds that one run of curl may take.
 const CURL_BOUND: &str = "300";
@@ -22,7 +22,7 @@ pub fn curl(context: &Context) -> Outcome {
     let _gateway = stage.gateway(&context.options())?;
     let mut figures = Figures::default();
     let mut failed = String::new();
-    for (name, flags, base) in edge.ways() {
+    for Way { name, curl: flags, base, .. } in edge.ways() {
         for (path, more, wanted) in CURL_CHECKS {
             let url = format!("{base}{path}");
             let seen = curl_once(&flags, more, &url, stage.path())?;
@@ -87,6 +87,29 @@ pub fn run_curl(flags: &[String], arguments: &[&str]) -> Result<String, String> 
     let error = String::from_utf8_lossy(&output.stderr);
     ensure(output.status.success(), || format!("curl {}: {}", arguments.join(" "), error.trim()))?;
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// h2load over TLS and by prior knowledge.
+pub fn h2load(context: &Context) -> Outcome {
+    let stage = context.stage()?;
+    let edge = Edge::new(&stage)?;
+    let _backends = stage.pools(&["one"])?;
+    stage.config.write("route", &config::route("shop", &[("one", 1)]))?;
+    let _gateway = stage.gateway(&context.options())?;
+    let requests = context.count("50000", "5000");
+    let mut figures = Figures::default();
+    for url in [format!("https://{}/", edge.tls), format!("http://{}/", edge.plain)] {
+        let output = Command::new("h2load").args(["-n", requests, "-c", "16", "-m", "16", &url]).output();
+        let output = output.map_err(|error| format!("h2load: {error} (Debian package nghttp2-client)"))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let wanted = format!("{requests} done, {requests} succeeded, 0 failed, 0 errored, 0 timeout");
+        ensure(text.contains(&wanted) && text.contains(&format!("status codes: {requests} 2xx")), || {
+            format!("{url}: {text}{}", String::from_utf8_lossy(&output.stderr))
+        })?;
+        let rate = text.lines().find(|line| line.starts_with("finished in")).unwrap_or_default();
+        figures.add(format!("{url}: {wanted}; {rate}"));
+    }
+    Ok(figures)
 }
 
 /// grpcio on both sides of the gateway, in plaintext and over TLS.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use fieldgate_loadtests::load::Plan;
 use fieldgate_loadtests::rig::certificates::Authority;
 use fieldgate_loadtests::rig::config::{self, Listener};
 use fieldgate_loadtests::rig::ports;
@@ -18,31 +19,60 @@ pub struct Edge {
     pub tls: SocketAddr,
 }
 
+/// A protocol to reach the edge by.
+pub struct Way {
+    pub name: &'static str,
+    /// A load, or probes, by it.
+    pub plan: Plan,
+    /// curl's flags for it.
+    pub curl: Vec<String>,
+    /// The beginning of URLs.
+    pub base: String,
+}
+
 impl Edge {
     /// Writes Gateway `edge` and its certificate.
     pub fn new(stage: &Stage) -> Result<Self, String> {
+        Self::for_hosts(stage, &[HOST])
+    }
+
+    /// As [`Edge::new`], with a certificate for these names.
+    pub fn for_hosts(stage: &Stage, hosts: &[&str]) -> Result<Self, String> {
         let authority = Authority::new(stage.path())?;
         let (plain, tls) = (ports::free(), ports::free());
         let listeners = [Listener::http("plain", plain.port()), Listener::https("tls", tls.port(), "shop")];
         stage.config.write("gateway", &config::gateway("edge", &listeners))?;
-        stage.config.write("secret", &config::secret("shop", &authority.issue(&[HOST])?))?;
+        stage.config.write("secret", &config::secret("shop", &authority.issue(hosts)?))?;
         Ok(Self { authority, plain, tls })
     }
 
-    /// By every protocol: its name, curl's flags for it, and the URL's beginning.
-    pub fn ways(&self) -> Vec<(&'static str, Vec<String>, String)> {
-        let plain = format!("http://{}", self.plain);
-        let tls = format!("https://{HOST}:{}", self.tls.port());
-        let trust = |version: &str| {
-            let resolve = format!("{HOST}:{}:{}", self.tls.port(), self.tls.ip());
-            let ca = self.authority.file.display().to_string();
-            [version, "--cacert", &ca, "--resolve", &resolve].map(str::to_owned).to_vec()
+    /// By every protocol, asking for [`HOST`].
+    pub fn ways(&self) -> [Way; 4] {
+        self.ways_to(HOST)
+    }
+
+    /// By every protocol.
+    pub fn ways_to(&self, host: &str) -> [Way; 4] {
+        let plain = |name, flag: &str| {
+            let host = format!("{host}:{}", self.plain.port());
+            let plan = Plan { host, ..Plan::new(self.plain) };
+            Way { name, plan, curl: vec![flag.to_owned()], base: format!("http://{}", self.plain) }
         };
-        vec![
-            ("h1", vec!["--http1.1".to_owned()], plain.clone()),
-            ("h2c", vec!["--http2-prior-knowledge".to_owned()], plain),
-            ("h1 over TLS", trust("--http1.1"), tls.clone()),
-            ("h2 over TLS", trust("--http2"), tls),
+        let tls = |name, flag: &str| {
+            let name_and_port = format!("{host}:{}", self.tls.port());
+            let resolve = format!("{name_and_port}:{}", self.tls.ip());
+            let ca = self.authority.file.display().to_string();
+            let curl = [flag, "--cacert", &ca, "--resolve", &resolve].map(str::to_owned).to_vec();
+            let base = format!("https://{name_and_port}");
+            let ca = Some(self.authority.file.clone());
+            Way { name, plan: Plan { host: name_and_port, ca, ..Plan::new(self.tls) }, curl, base }
+        };
+        let http2 = |way: Way| Way { plan: way.plan.http2(1), ..way };
+        [
+            plain("h1", "--http1.1"),
+            http2(plain("h2c", "--http2-prior-knowledge")),
+            tls("h1 over TLS", "--http1.1"),
+            http2(tls("h2 over TLS", "--http2")),
         ]
     }
 }

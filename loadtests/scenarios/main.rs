@@ -1,19 +1,27 @@
 //! Runs scenarios against a built gateway: each starts it with real backends and real clients, judges what comes
 //! back, prints PASS or FAIL with its figures, and takes everything down again.
 
+mod aborts;
+mod backpressure;
 mod bench;
 mod clients;
 mod context;
+mod crossing;
 mod desync;
 mod drain;
 mod edge;
+mod exchanges;
 mod failure;
+mod faults;
+mod held;
 mod memory;
 mod raw;
 mod reloads;
 mod routes;
 mod splits;
+mod stale;
 mod sticky;
+mod truncation;
 mod upgrade;
 
 use std::path::PathBuf;
@@ -49,6 +57,7 @@ const SCENARIOS: &[Scenario] = &[
         "curl by h1, h2 and TLS: bodies, Expect, trailers, early hints, truncation",
         clients::curl,
     ),
+    scenario("h2load", "h2load with 16 x 16 streams, over TLS and in plaintext", clients::h2load),
     scenario(
         "grpc",
         "grpcio: all four kinds, metadata, deadlines, cancellation, long streams",
@@ -59,8 +68,27 @@ const SCENARIOS: &[Scenario] = &[
     scenario("pipelining", "pipelined requests are answered in order", raw::pipelining),
     scenario("expect", "100-continue comes before the body is sent", raw::expect),
     scenario("early-response", "an answer that comes before the upload's end arrives", raw::early_response),
+    scenario(
+        "exchanges",
+        "1xx, HEAD, 204, 304, trailers, Expect, early answers: every protocol pair",
+        exchanges::run,
+    ),
+    scenario(
+        "truncation",
+        "an answer cut short never looks complete, by any pair of protocols",
+        truncation::run,
+    ),
+    scenario("aborts", "who goes away is missed on the other side at once", aborts::run),
+    scenario("backpressure", "who does not read holds back who sends, in bounded memory", backpressure::run),
+    scenario("stale", "upstream connections that close fail no GET and resend no POST", stale::run),
+    scenario("full-log", "an access log on a full disk is counted, and fails no request", faults::full_log),
+    scenario(
+        "config-dir",
+        "a configuration directory that is replaced, missing, unreadable",
+        faults::config_dir,
+    ),
     scenario("desync", "no request of http-desync-guardian reaches the upstream ambiguous", desync::run),
-    scenario("memory", "1 GiB bodies and a slow reader leave memory bounded", memory::run),
+    scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
     Scenario { ci: false, ..scenario("bench-h1", "CPU per request against HAProxy and others", bench::run) },
 ];

@@ -27,8 +27,7 @@ impl Scene {
     }
 
     fn connect(&self) -> Result<Wire, String> {
-        let stream = http::connect(self.address).map_err(|error| error.to_string())?;
-        Ok(Wire { stream, input: Vec::new() })
+        Wire::connect(self.address)
     }
 }
 
@@ -157,13 +156,18 @@ pub fn early_response(context: &Context) -> Outcome {
 }
 
 /// A connection read answer by answer.
-struct Wire {
+pub struct Wire {
     stream: TcpStream,
     input: Vec<u8>,
 }
 
 impl Wire {
-    fn send(&mut self, text: &str) -> Result<(), String> {
+    pub fn connect(address: SocketAddr) -> Result<Self, String> {
+        let stream = http::connect(address).map_err(|error| error.to_string())?;
+        Ok(Self { stream, input: Vec::new() })
+    }
+
+    pub fn send(&mut self, text: &str) -> Result<(), String> {
         self.stream.write_all(text.as_bytes()).map_err(|error| format!("send: {error}"))
     }
 
@@ -200,7 +204,7 @@ impl Wire {
     }
 
     /// All that comes until the connection ends.
-    fn rest(&mut self) -> Result<Vec<u8>, String> {
+    pub fn rest(&mut self) -> Result<Vec<u8>, String> {
         while self.fill()? > 0 {}
         Ok(std::mem::take(&mut self.input))
     }

@@ -3,15 +3,14 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use fieldgate_loadtests::backend::{Mode, Options, serve};
+use fieldgate_loadtests::backend::{Options, serve};
 use fieldgate_loadtests::load::{Identity, Outcome, Plan, Tally, Users};
 use fieldgate_loadtests::rig::{http, ports, wait};
 
 /// A backend that serves until the tests end.
 fn backend() -> SocketAddr {
     let listen = ports::free();
-    let options = Options { listen, name: "one".to_owned(), mode: Mode::Auto, threads: 1 };
-    std::thread::spawn(move || serve(&options));
+    std::thread::spawn(move || serve(&Options::at(listen, "one")));
     wait::until_true(Duration::from_secs(10), "the backend", || http::connect(listen).is_ok()).unwrap();
     listen
 }

@@ -15,8 +15,8 @@ pub(super) const ROOT: &[u8; 128] = &[b'.'; 128];
 pub(super) static BLOCK: [u8; 64 * 1024] = [b'.'; 64 * 1024];
 /// `/slow-body` sends this many pieces, one per pause.
 pub(super) const TRICKLE: (usize, Duration) = (10, Duration::from_millis(100));
-/// `/truncate` declares the first and sends the second.
-pub(super) const TRUNCATED: (usize, usize) = (1000, 500);
+/// What `/truncate` sends before the cut; it declares twice as much.
+const TRUNCATED: u64 = 500;
 /// The trailer that `/trailers` ends with.
 pub(super) const TRAILER: (&str, &str) = ("x-trailer", "the end");
 
@@ -30,22 +30,64 @@ pub(super) enum Answer {
     Delay(Duration),
     /// A body that trickles.
     SlowBody,
-    /// A body that ends before its declared length.
-    Truncate,
+    /// A body that ends after so many bytes, which are half of it.
+    Truncate(Cut, u64),
     /// The connection or stream is reset instead of an answer.
     Reset,
+    /// The request is read in full, and then the connection or stream ends.
+    Swallow,
     /// 413 before the body was read.
     Early,
-    /// 103, then `/`.
-    EarlyHints,
+    /// So many 103, then `/`.
+    EarlyHints(u64),
     /// A body with a trailer.
     Trailers,
     /// Length and checksum of the request's body.
     Upload,
+    /// As `Upload`, but nothing is read before somebody asks for `/resume`.
+    Stall,
+    /// The request's body, sent back as it comes.
+    Duplex,
     /// The request itself.
     Echo,
     /// A WebSocket that echoes.
     WebSocket,
+}
+
+/// How a body is cut short. What HTTP/1.1 has no such way for, it does by closing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// A declared length is not reached: the connection closes, or in HTTP/2 the stream is reset.
+    Length,
+    /// Without a declared length, between two chunks.
+    BetweenChunks,
+    /// Without a declared length, within a chunk.
+    WithinChunk,
+    /// A declared length is not reached: the connection is reset; in HTTP/2 it closes.
+    Connection,
+    /// HTTP/2: the stream ends in good order before its declared length.
+    Short,
+    /// HTTP/2: the stream is reset with NO_ERROR.
+    NoError,
+}
+
+impl Cut {
+    fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "length" => Self::Length,
+            "between-chunks" => Self::BetweenChunks,
+            "within-chunk" => Self::WithinChunk,
+            "connection" => Self::Connection,
+            "short" => Self::Short,
+            "no-error" => Self::NoError,
+            _ => return None,
+        })
+    }
+
+    /// Whether the length is declared.
+    pub(super) fn is_counted(self) -> bool {
+        !matches!(self, Self::BetweenChunks | Self::WithinChunk)
+    }
 }
 
 /// A complete answer.
@@ -53,16 +95,33 @@ pub(super) struct Whole {
     pub(super) status: StatusCode,
     pub(super) content_type: &'static str,
     pub(super) body: Bytes,
+    /// What `content-length` says, if it is there.
+    pub(super) length: Option<u64>,
 }
 
 impl Whole {
     pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Self {
-        Self { status, content_type: "text/plain", body: body.into() }
+        Self::new(status, "text/plain", body.into())
+    }
+
+    /// No body; 204 and 304 declare a length only if the query says which.
+    fn status(code: u64, query: &str) -> Self {
+        let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+        let mut whole = Self::text(status.unwrap_or(StatusCode::BAD_REQUEST), Bytes::new());
+        if matches!(code, 204 | 304) {
+            whole.length = number(query, "length=");
+        }
+        whole
+    }
+
+    fn new(status: StatusCode, content_type: &'static str, body: Bytes) -> Self {
+        let length = Some(body.len() as u64);
+        Self { status, content_type, body, length }
     }
 
     pub(super) fn json(body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("plain data is JSON");
-        Self { status: StatusCode::OK, content_type: "application/json", body: body.into() }
+        Self::new(StatusCode::OK, "application/json", body.into())
     }
 
     pub(super) fn root() -> Self {
@@ -91,21 +150,25 @@ pub(super) struct EchoReport {
 
 /// The answer that a path stands for. Asking for `/healthz/fail` and `/healthz/ok` sets what `/healthz` says.
 pub(super) fn answer(path: &str, state: &State) -> Answer {
-    let path = path.split('?').next().unwrap_or_default();
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     match path {
         "/upload" => return Answer::Upload,
+        "/stall" => return Answer::Stall,
+        "/duplex" => return Answer::Duplex,
+        "/swallow" => return Answer::Swallow,
         "/echo" => return Answer::Echo,
         "/slow-body" => return Answer::SlowBody,
-        "/truncate" => return Answer::Truncate,
+        "/truncate" => return Answer::Truncate(Cut::Length, TRUNCATED),
         "/reset" => return Answer::Reset,
         "/early" => return Answer::Early,
-        "/103" => return Answer::EarlyHints,
+        "/103" => return Answer::EarlyHints(1),
         "/trailers" => return Answer::Trailers,
         "/ws" => return Answer::WebSocket,
         "/stats" => return Answer::Whole(Whole::json(&state.counters)),
         "/healthz" => return Answer::Whole(health(state)),
         "/healthz/fail" => state.healthy.store(false, Ordering::Relaxed),
         "/healthz/ok" => state.healthy.store(true, Ordering::Relaxed),
+        "/resume" => state.resumed.send_modify(|times| *times += 1),
         _ => {}
     }
     if let Some(bytes) = number(path, "/bytes/") {
@@ -113,8 +176,11 @@ pub(super) fn answer(path: &str, state: &State) -> Answer {
     } else if let Some(millis) = number(path, "/delay/") {
         Answer::Delay(Duration::from_millis(millis))
     } else if let Some(code) = number(path, "/status/") {
-        let status = u16::try_from(code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-        Answer::Whole(Whole::text(status.unwrap_or(StatusCode::BAD_REQUEST), Bytes::new()))
+        Answer::Whole(Whole::status(code, query))
+    } else if let Some(count) = number(path, "/103/") {
+        Answer::EarlyHints(count)
+    } else if let Some((cut, bytes)) = path.strip_prefix("/truncate/").and_then(|way| way.split_once('/')) {
+        Answer::Truncate(Cut::parse(cut).unwrap_or(Cut::Length), bytes.parse().unwrap_or(TRUNCATED))
     } else {
         // Every other path is `/`, so that routes of any shape can be tested.
         Answer::Whole(Whole::root())

@@ -9,11 +9,9 @@ use bytes::{Buf, BytesMut};
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::answer::{
-    Answer, BLOCK, EchoReport, ROOT, TRAILER, TRICKLE, TRUNCATED, UploadReport, Whole, answer,
-};
+use super::answer::{Answer, BLOCK, Cut, EchoReport, ROOT, TRAILER, TRICKLE, UploadReport, Whole, answer};
 use super::{State, count, websocket};
 
 /// Bytes of a connection's input buffer.
@@ -31,23 +29,35 @@ pub(super) fn root_answer(name: &str) -> Vec<u8> {
 /// Serves one connection until either side ends it; `input` is what was read of it already.
 pub(super) async fn serve(stream: TcpStream, input: BytesMut, state: &State) -> io::Result<()> {
     let mut connection = Connection { stream, input, output: Vec::new(), state };
-    loop {
+    let mut answers = 0;
+    while answers < state.close_after {
         match connection.next()? {
             Next::Incomplete => {
                 connection.flush().await?;
-                if connection.fill().await? == 0 {
-                    return Ok(());
+                match timeout(state.close_idle, connection.fill()).await {
+                    Ok(Ok(1..)) => {}
+                    Ok(Ok(0)) | Err(_) => return Ok(()),
+                    Ok(Err(error)) => return Err(error),
                 }
+                continue;
             }
             Next::Root => connection.output.extend_from_slice(&state.root_h1),
             Next::Request(request) => {
-                if connection.respond(request).await? == After::Close {
-                    connection.flush().await?;
-                    return connection.stream.shutdown().await;
+                let after = connection.respond(request).await;
+                match after.inspect_err(|_| count(&state.counters.cancelled, 1))? {
+                    After::Keep => {}
+                    After::Close => break,
+                    After::Reset => {
+                        // A zero linger makes the close a RST.
+                        return socket2::SockRef::from(&connection.stream).set_linger(Some(Duration::ZERO));
+                    }
                 }
             }
         }
+        answers += 1;
     }
+    connection.flush().await?;
+    connection.stream.shutdown().await
 }
 
 struct Connection<'a> {
@@ -84,6 +94,7 @@ impl Request {
 enum After {
     Keep,
     Close,
+    Reset,
 }
 
 /// Where a request's body stands.
@@ -101,6 +112,7 @@ enum Body {
 enum Length {
     Known(u64),
     Chunked,
+    Unsaid,
 }
 
 impl Connection<'_> {
@@ -112,7 +124,9 @@ impl Connection<'_> {
             httparse::Status::Complete(length) => length,
             httparse::Status::Partial => return Ok(Next::Incomplete),
         };
-        count(&self.state.counters.requests, 1);
+        if parsed.path != Some("/stats") {
+            count(&self.state.counters.requests, 1);
+        }
         let minor = parsed.version.unwrap_or(1);
         let mut body = Body::Done;
         let mut keep_alive = minor == 1;
@@ -153,17 +167,15 @@ impl Connection<'_> {
         let answer = answer(&request.target, self.state);
         match answer {
             Answer::Early => return self.early(&request).await,
-            Answer::Reset => {
-                // A zero linger makes the close a RST.
-                socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
-                return Err(io::ErrorKind::ConnectionReset.into());
-            }
+            Answer::Duplex => return self.duplex(&request).await,
+            Answer::Reset => return Ok(After::Reset),
+            Answer::Stall => self.state.resumed().await,
             _ => {}
         }
         let received = self.receive(&request, matches!(answer, Answer::Echo)).await?;
         match answer {
             Answer::Whole(whole) => self.whole(&request, &whole),
-            Answer::Upload => {
+            Answer::Upload | Answer::Stall => {
                 let report = UploadReport { bytes: received.bytes, crc32: received.crc32 };
                 self.whole(&request, &Whole::json(&report));
             }
@@ -173,32 +185,33 @@ impl Connection<'_> {
             }
             Answer::Delay(pause) => {
                 self.flush().await?;
-                sleep(pause).await;
+                self.pause(pause).await?;
                 self.whole(&request, &Whole::root());
             }
             Answer::Bytes(bytes) => self.bytes(&request, bytes).await?,
             Answer::SlowBody => self.slow_body(&request).await?,
-            Answer::Truncate => {
-                let (declared, sent) = TRUNCATED;
-                self.head(StatusCode::OK, Length::Known(declared as u64), true);
-                self.output.extend_from_slice(&BLOCK[..sent]);
-                return Ok(After::Close);
-            }
-            Answer::EarlyHints => {
-                self.output.extend_from_slice(
-                    b"HTTP/1.1 103 Early Hints\r\nlink: </style.css>; rel=preload\r\n\r\n",
-                );
+            Answer::Swallow => return Ok(After::Close),
+            Answer::Truncate(cut, bytes) => return self.truncate(cut, bytes).await,
+            Answer::EarlyHints(hints) => {
+                for number in 1..=hints {
+                    write!(
+                        self.output,
+                        "HTTP/1.1 103 Early Hints\r\nlink: </{number}.css>; rel=preload\r\n\r\n"
+                    )?;
+                }
                 self.flush().await?;
                 self.whole(&request, &Whole::root());
             }
             Answer::Trailers => {
                 self.head(StatusCode::OK, Length::Chunked, request.keep_alive);
-                self.chunk(ROOT);
-                let (name, value) = TRAILER;
-                write!(self.output, "0\r\n{name}: {value}\r\n\r\n")?;
+                if request.method != "HEAD" {
+                    self.chunk(ROOT);
+                    let (name, value) = TRAILER;
+                    write!(self.output, "0\r\n{name}: {value}\r\n\r\n")?;
+                }
             }
             Answer::WebSocket => return self.websocket(&request).await,
-            Answer::Early | Answer::Reset => unreachable!("returned above"),
+            Answer::Early | Answer::Reset | Answer::Duplex => unreachable!("returned above"),
         }
         if request.keep_alive {
             self.flush_when_idle().await?;
@@ -222,7 +235,7 @@ impl Connection<'_> {
     }
 
     fn whole(&mut self, request: &Request, whole: &Whole) {
-        let length = Length::Known(whole.body.len() as u64);
+        let length = whole.length.map_or(Length::Unsaid, Length::Known);
         write_head(
             &mut self.output,
             &self.state.name,
@@ -238,7 +251,68 @@ impl Connection<'_> {
 
     async fn bytes(&mut self, request: &Request, bytes: u64) -> io::Result<()> {
         self.head(StatusCode::OK, Length::Known(bytes), request.keep_alive);
-        let mut left = if request.method == "HEAD" { 0 } else { bytes };
+        self.stream(if request.method == "HEAD" { 0 } else { bytes }).await
+    }
+
+    /// Half of a body of this many bytes, and then the end of the connection.
+    async fn truncate(&mut self, cut: Cut, bytes: u64) -> io::Result<After> {
+        let length = if cut.is_counted() { Length::Known(2 * bytes) } else { Length::Chunked };
+        self.head(StatusCode::OK, length, true);
+        match cut {
+            Cut::BetweenChunks => write!(self.output, "{bytes:x}\r\n")?,
+            Cut::WithinChunk => write!(self.output, "{:x}\r\n", 2 * bytes)?,
+            _ => {}
+        }
+        self.stream(bytes).await?;
+        match cut {
+            Cut::BetweenChunks => self.output.extend_from_slice(b"\r\n"),
+            Cut::Connection => {
+                // A RST may overtake what the other side has not read yet.
+                sleep(TRICKLE.1).await;
+                return Ok(After::Reset);
+            }
+            _ => {}
+        }
+        Ok(After::Close)
+    }
+
+    /// Sends the body back while it comes.
+    async fn duplex(&mut self, request: &Request) -> io::Result<After> {
+        self.head(StatusCode::OK, Length::Chunked, request.keep_alive);
+        self.flush().await?;
+        let mut body = request.body;
+        loop {
+            let mut pieces = Vec::new();
+            let ended =
+                self.take_body(&mut body, &mut Vec::new(), |piece| pieces.extend_from_slice(piece))?;
+            if !pieces.is_empty() {
+                self.chunk(&pieces);
+            }
+            if ended {
+                self.output.extend_from_slice(b"0\r\n\r\n");
+                self.flush().await?;
+                return Ok(if request.keep_alive { After::Keep } else { After::Close });
+            }
+            self.flush().await?;
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// A pause that ends early, with an error, when the client goes away.
+    async fn pause(&mut self, pause: Duration) -> io::Result<()> {
+        let end = tokio::time::Instant::now() + pause;
+        while let Ok(read) = tokio::time::timeout_at(end, self.fill()).await {
+            if read? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    async fn stream(&mut self, bytes: u64) -> io::Result<()> {
+        let mut left = bytes;
         self.flush().await?;
         while left > 0 {
             let piece = &BLOCK[..left.min(BLOCK.len() as u64) as usize];
@@ -252,6 +326,9 @@ impl Connection<'_> {
     async fn slow_body(&mut self, request: &Request) -> io::Result<()> {
         let (pieces, pause) = TRICKLE;
         self.head(StatusCode::OK, Length::Chunked, request.keep_alive);
+        if request.method == "HEAD" {
+            return Ok(());
+        }
         for _ in 0..pieces {
             self.chunk(ROOT);
             self.flush().await?;
@@ -320,14 +397,29 @@ impl Connection<'_> {
         mut sink: impl FnMut(&[u8]),
     ) -> io::Result<Vec<(String, String)>> {
         let mut trailers = Vec::new();
+        while !self.take_body(&mut body, &mut trailers, &mut sink)? {
+            if self.fill().await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(trailers)
+    }
+
+    /// Hands to `sink` what has arrived of a body; `true` at its end.
+    fn take_body(
+        &mut self,
+        body: &mut Body,
+        trailers: &mut Vec<(String, String)>,
+        mut sink: impl FnMut(&[u8]),
+    ) -> io::Result<bool> {
         loop {
-            let progressed = match body {
-                Body::Done => return Ok(trailers),
+            let progressed = match *body {
+                Body::Done => return Ok(true),
                 Body::Counted(left) | Body::ChunkData(left) => {
                     let taken = left.min(self.input.len() as u64);
                     sink(&self.input[..taken as usize]);
                     self.input.advance(taken as usize);
-                    body = match (body, left - taken) {
+                    *body = match (*body, left - taken) {
                         (Body::Counted(_), 0) => Body::Done,
                         (Body::Counted(_), left) => Body::Counted(left),
                         (_, 0) => Body::ChunkEnd,
@@ -338,7 +430,7 @@ impl Connection<'_> {
                 Body::ChunkSize => match self.line() {
                     Some(line) => {
                         let size = line.split(';').next().unwrap_or_default().trim();
-                        body = match u64::from_str_radix(size, 16).map_err(invalid)? {
+                        *body = match u64::from_str_radix(size, 16).map_err(invalid)? {
                             0 => Body::Trailers,
                             size => Body::ChunkData(size),
                         };
@@ -347,19 +439,19 @@ impl Connection<'_> {
                     None => false,
                 },
                 Body::ChunkEnd => self.line().is_some_and(|_| {
-                    body = Body::ChunkSize;
+                    *body = Body::ChunkSize;
                     true
                 }),
                 Body::Trailers => self.line().is_some_and(|line| {
                     match line.split_once(':') {
                         Some((name, value)) => trailers.push((name.to_owned(), value.trim().to_owned())),
-                        None => body = Body::Done,
+                        None => *body = Body::Done,
                     }
                     true
                 }),
             };
-            if !progressed && self.fill().await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            if !progressed {
+                return Ok(false);
             }
         }
     }
@@ -435,6 +527,7 @@ fn write_head(
         head.push_str(&match length {
             Length::Known(length) => format!("content-type: {content_type}\r\ncontent-length: {length}\r\n"),
             Length::Chunked => format!("content-type: {content_type}\r\ntransfer-encoding: chunked\r\n"),
+            Length::Unsaid => String::new(),
         });
     }
     head.push_str(if keep_alive { "\r\n" } else { "connection: close\r\n\r\n" });

@@ -2,21 +2,22 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
-use super::answer::{
-    Answer, BLOCK, EchoReport, ROOT, TRAILER, TRICKLE, TRUNCATED, UploadReport, Whole, answer,
-};
+use super::answer::{Answer, BLOCK, Cut, EchoReport, ROOT, TRAILER, TRICKLE, UploadReport, Whole, answer};
 use super::rewound::Rewound;
-use super::{State, count};
+use super::{NEVER, State, count};
 
 const WINDOW: u32 = 1024 * 1024;
 const MAX_STREAMS: u32 = 1024;
@@ -30,24 +31,43 @@ pub(super) async fn serve(stream: Rewound, state: Arc<State>) -> io::Result<()> 
         .handshake::<_, Bytes>(stream)
         .await
         .map_err(io::Error::other)?;
-    while let Some(request) = connection.accept().await {
+    let cut = Rc::new(Notify::new());
+    let mut requests = 0;
+    let mut idle = state.close_idle;
+    loop {
+        let accepted = tokio::select! {
+            accepted = timeout(idle, connection.accept()) => accepted,
+            () = cut.notified() => return Ok(()),
+        };
+        let Ok(accepted) = accepted else {
+            // As servers do: what is under way ends, what comes too late was not begun.
+            connection.graceful_shutdown();
+            idle = NEVER;
+            continue;
+        };
+        let Some(request) = accepted else { return Ok(()) };
         let (request, respond) = request.map_err(io::Error::other)?;
         count(&state.counters.requests, 1);
-        let state = Arc::clone(&state);
+        requests += 1;
+        if requests == state.close_after {
+            connection.graceful_shutdown();
+        }
+        let (state, cut) = (Arc::clone(&state), Rc::clone(&cut));
         spawn_local(async move {
             let is_head = request.method() == Method::HEAD;
-            if (Exchange { respond, state: &state, is_head }).run(request).await.is_err() {
+            if (Exchange { respond, state: &state, is_head, cut }).run(request).await.is_err() {
                 count(&state.counters.cancelled, 1);
             }
         });
     }
-    Ok(())
 }
 
 struct Exchange<'a> {
     respond: SendResponse<Bytes>,
     state: &'a State,
     is_head: bool,
+    /// Ends the connection.
+    cut: Rc<Notify>,
 }
 
 impl Exchange<'_> {
@@ -58,6 +78,8 @@ impl Exchange<'_> {
         match answer {
             Answer::Early => {
                 self.whole(&Whole::text(StatusCode::PAYLOAD_TOO_LARGE, "too large\n"))?;
+                // Give the answer its turn on the wire: a reset discards what is queued.
+                sleep(TRICKLE.1).await;
                 // RFC 9113 section 8.1: the answer is complete, the rest of the request is not wanted.
                 self.respond.send_reset(Reason::NO_ERROR);
                 return Ok(());
@@ -66,12 +88,19 @@ impl Exchange<'_> {
                 self.respond.send_reset(Reason::INTERNAL_ERROR);
                 return Ok(());
             }
+            Answer::Duplex => return self.duplex(body).await,
+            Answer::Stall => self.state.resumed().await,
             _ => {}
+        }
+        if head.headers.contains_key("expect") {
+            let mut interim = Response::new(());
+            *interim.status_mut() = StatusCode::CONTINUE;
+            self.respond.send_informational(interim)?;
         }
         let received = receive(&mut body, matches!(answer, Answer::Echo), self.state).await?;
         match answer {
             Answer::Whole(whole) => self.whole(&whole),
-            Answer::Upload => {
+            Answer::Upload | Answer::Stall => {
                 self.whole(&Whole::json(&UploadReport { bytes: received.bytes, crc32: received.crc32 }))
             }
             Answer::Echo => self.whole(&Whole::json(&EchoReport {
@@ -84,42 +113,40 @@ impl Exchange<'_> {
                 trailers: received.trailers,
             })),
             Answer::Delay(pause) => {
-                sleep(pause).await;
+                self.pause(pause).await?;
                 self.whole(&Whole::root())
             }
             Answer::Bytes(bytes) => {
-                let stream = self.head(Some(bytes))?;
-                self.send(stream, bytes).await
+                let Some(mut stream) = self.head(Some(bytes))? else { return Ok(()) };
+                self.send(&mut stream, bytes).await?;
+                stream.send_data(Bytes::new(), true)
             }
             Answer::SlowBody => {
                 let (pieces, pause) = TRICKLE;
-                let mut stream = self.head(None)?;
+                let Some(mut stream) = self.head(None)? else { return Ok(()) };
                 for _ in 0..pieces {
                     stream.send_data(Bytes::from_static(ROOT), false)?;
                     sleep(pause).await;
                 }
                 stream.send_data(Bytes::new(), true)
             }
-            Answer::Truncate => {
-                let (declared, sent) = TRUNCATED;
-                let mut stream = self.head(Some(declared as u64))?;
-                stream.send_data(Bytes::from_static(&BLOCK[..sent]), false)?;
-                // Give the data its turn on the wire: a reset discards what is queued.
-                sleep(TRICKLE.1).await;
-                stream.send_reset(Reason::INTERNAL_ERROR);
+            Answer::Swallow => {
+                self.respond.send_reset(Reason::INTERNAL_ERROR);
                 Ok(())
             }
-            Answer::EarlyHints => {
-                let mut hints = Response::new(());
-                *hints.status_mut() = StatusCode::EARLY_HINTS;
-                hints
-                    .headers_mut()
-                    .insert("link", "</style.css>; rel=preload".parse().expect("a valid value"));
-                self.respond.send_informational(hints)?;
+            Answer::Truncate(cut, bytes) => self.truncate(cut, bytes).await,
+            Answer::EarlyHints(hints) => {
+                for number in 1..=hints {
+                    let mut hint = Response::new(());
+                    *hint.status_mut() = StatusCode::EARLY_HINTS;
+                    let link = format!("</{number}.css>; rel=preload");
+                    hint.headers_mut().insert("link", link.parse().expect("a valid value"));
+                    self.respond.send_informational(hint)?;
+                }
                 self.whole(&Whole::root())
             }
             Answer::Trailers => {
-                let mut stream = self.head(None)?;
+                let Some(mut stream) = self.head(None)? else { return Ok(()) };
                 stream.send_data(Bytes::from_static(ROOT), false)?;
                 let mut trailers = HeaderMap::new();
                 trailers.insert(TRAILER.0, TRAILER.1.parse().expect("a valid value"));
@@ -128,7 +155,46 @@ impl Exchange<'_> {
             Answer::WebSocket => {
                 self.whole(&Whole::text(StatusCode::NOT_IMPLEMENTED, "WebSocket is for HTTP/1.1 here\n"))
             }
-            Answer::Early | Answer::Reset => unreachable!("returned above"),
+            Answer::Early | Answer::Reset | Answer::Duplex => unreachable!("returned above"),
+        }
+    }
+
+    /// Half of a body of this many bytes, and then the end of the stream or connection.
+    async fn truncate(&mut self, cut: Cut, bytes: u64) -> Result<(), h2::Error> {
+        let Some(mut stream) = self.head(cut.is_counted().then_some(2 * bytes))? else { return Ok(()) };
+        self.send(&mut stream, bytes).await?;
+        if cut == Cut::Short {
+            return stream.send_data(Bytes::new(), true);
+        }
+        // As with the early answer.
+        sleep(TRICKLE.1).await;
+        match cut {
+            Cut::Connection => self.cut.notify_one(),
+            Cut::NoError => stream.send_reset(Reason::NO_ERROR),
+            _ => stream.send_reset(Reason::INTERNAL_ERROR),
+        }
+        Ok(())
+    }
+
+    /// Sends the body back while it comes.
+    async fn duplex(&mut self, mut body: RecvStream) -> Result<(), h2::Error> {
+        let Some(mut stream) = self.head(None)? else { return Ok(()) };
+        while let Some(piece) = body.data().await {
+            let mut piece = piece?;
+            body.flow_control().release_capacity(piece.len())?;
+            while !piece.is_empty() {
+                let granted = granted(&mut stream, piece.len()).await?;
+                stream.send_data(piece.split_to(granted), false)?;
+            }
+        }
+        stream.send_data(Bytes::new(), true)
+    }
+
+    /// A pause that ends early, with an error, when the client resets the stream.
+    async fn pause(&mut self, pause: Duration) -> Result<(), h2::Error> {
+        match timeout(pause, poll_fn(|cx| self.respond.poll_reset(cx))).await {
+            Ok(reason) => Err(reason?.into()),
+            Err(_) => Ok(()),
         }
     }
 
@@ -143,13 +209,15 @@ impl Exchange<'_> {
         response.body(()).expect("a backend's name is a valid header value")
     }
 
-    fn head(&mut self, length: Option<u64>) -> Result<SendStream<Bytes>, h2::Error> {
+    /// Sends a head; nothing follows it in the answer to HEAD.
+    fn head(&mut self, length: Option<u64>) -> Result<Option<SendStream<Bytes>>, h2::Error> {
         let response = self.response(StatusCode::OK, "application/octet-stream", length);
-        self.respond.send_response(response, false)
+        let stream = self.respond.send_response(response, self.is_head)?;
+        Ok((!self.is_head).then_some(stream))
     }
 
     fn whole(&mut self, whole: &Whole) -> Result<(), h2::Error> {
-        let response = self.response(whole.status, whole.content_type, Some(whole.body.len() as u64));
+        let response = self.response(whole.status, whole.content_type, whole.length);
         let bodiless = self.is_head || whole.body.is_empty();
         let mut stream = self.respond.send_response(response, bodiless)?;
         if bodiless {
@@ -159,20 +227,23 @@ impl Exchange<'_> {
         stream.send_data(whole.body.clone(), true)
     }
 
-    async fn send(&self, mut stream: SendStream<Bytes>, bytes: u64) -> Result<(), h2::Error> {
+    async fn send(&self, stream: &mut SendStream<Bytes>, bytes: u64) -> Result<(), h2::Error> {
         let mut left = bytes;
         while left > 0 {
-            stream.reserve_capacity(left.min(BLOCK.len() as u64) as usize);
-            let Some(granted) = poll_fn(|cx| stream.poll_capacity(cx)).await.transpose()? else {
-                return Err(Reason::CANCEL.into());
-            };
-            let piece = left.min(granted as u64).min(BLOCK.len() as u64) as usize;
+            let piece = granted(stream, left.min(BLOCK.len() as u64) as usize).await?;
             stream.send_data(Bytes::from_static(&BLOCK[..piece]), false)?;
             count(&self.state.counters.sent_bytes, piece);
             left -= piece as u64;
         }
-        stream.send_data(Bytes::new(), true)
+        Ok(())
     }
+}
+
+/// Waits until some of this many bytes may be sent; how many.
+async fn granted(stream: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, h2::Error> {
+    stream.reserve_capacity(wanted);
+    let granted = poll_fn(|cx| stream.poll_capacity(cx)).await.transpose()?;
+    granted.map(|granted| granted.min(wanted)).ok_or(Reason::CANCEL.into())
 }
 
 /// A request's body, read.

@@ -13,6 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use clap::{Args, ValueEnum};
@@ -20,10 +21,13 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{LocalSet, spawn_local};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const BACKLOG: i32 = 4096;
+/// Longer than any scenario.
+const NEVER: Duration = Duration::from_hours(24);
 
 /// How a backend is started.
 #[derive(Args, Clone, Debug)]
@@ -40,6 +44,20 @@ pub struct Options {
     /// Threads, each with its own listening socket.
     #[arg(long, default_value_t = 1)]
     pub threads: usize,
+    /// Close each connection after so many answers, without a word in HTTP/1.1, with GOAWAY in HTTP/2.
+    #[arg(long)]
+    pub close_after: Option<u64>,
+    /// Close each connection after so many milliseconds without a request.
+    #[arg(long)]
+    pub close_idle: Option<u64>,
+}
+
+impl Options {
+    /// A backend at this address that closes nothing by itself.
+    pub fn at(listen: SocketAddr, name: &str) -> Self {
+        let name = name.to_owned();
+        Self { listen, name, mode: Mode::Auto, threads: 1, close_after: None, close_idle: None }
+    }
 }
 
 /// The protocols that a backend speaks on its port.
@@ -55,7 +73,7 @@ pub enum Mode {
 
 /// Serves until the process ends; an error means that the port could not be bound.
 pub fn serve(options: &Options) -> io::Result<()> {
-    let state = Arc::new(State::new(&options.name));
+    let state = Arc::new(State::new(options));
     // All sockets are bound before any thread accepts, so that a port in use fails the start.
     let sockets =
         (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
@@ -80,6 +98,7 @@ struct Counters {
     requests: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// Exchanges that the client broke off.
     cancelled: AtomicU64,
 }
 
@@ -87,19 +106,32 @@ struct Counters {
 struct State {
     name: String,
     healthy: AtomicBool,
+    /// Wakes what stalls.
+    resumed: watch::Sender<u64>,
     counters: Counters,
+    close_after: u64,
+    close_idle: Duration,
     /// The whole HTTP/1.1 answer to `/`, so that the hot path is one copy.
     root_h1: Vec<u8>,
 }
 
 impl State {
-    fn new(name: &str) -> Self {
+    fn new(options: &Options) -> Self {
         Self {
-            name: name.to_owned(),
+            name: options.name.clone(),
             healthy: AtomicBool::new(true),
+            resumed: watch::Sender::new(0),
             counters: Counters::default(),
-            root_h1: h1::root_answer(name),
+            close_after: options.close_after.unwrap_or(u64::MAX),
+            close_idle: options.close_idle.map_or(NEVER, Duration::from_millis),
+            root_h1: h1::root_answer(&options.name),
         }
+    }
+
+    /// Ends when `/resume` is asked for.
+    async fn resumed(&self) {
+        // The sender lives as long as the state.
+        let _ = self.resumed.subscribe().changed().await;
     }
 }
 

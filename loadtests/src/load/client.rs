@@ -14,18 +14,18 @@ use tokio_rustls::TlsConnector;
 use super::{Plan, Version};
 
 /// A byte stream, whatever carries it.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 /// Opens connections as a plan says.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub(crate) struct Connector {
     address: std::net::SocketAddr,
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
 impl Connector {
-    pub(super) fn new(plan: &Plan) -> Result<Self, String> {
+    pub(crate) fn new(plan: &Plan) -> Result<Self, String> {
         let tls = match &plan.ca {
             None => None,
             Some(path) => {
@@ -55,13 +55,26 @@ impl Connector {
         Ok(Self { address: plan.address, tls })
     }
 
-    pub(super) async fn connect(&self) -> io::Result<Box<dyn Stream>> {
+    pub(crate) async fn connect(&self) -> io::Result<Box<dyn Stream>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
         Ok(match &self.tls {
             None => Box::new(stream),
             Some((connector, name)) => Box::new(connector.connect(name.clone(), stream).await?),
         })
+    }
+}
+
+impl Connector {
+    /// The certificate that a handshake of its own shows. A resumed session would show the one that it began with, so
+    /// each call is to be made on a connector that has not been used.
+    pub(crate) async fn certificate(&self) -> io::Result<Vec<u8>> {
+        let Some((connector, name)) = &self.tls else { return Err(io::ErrorKind::Unsupported.into()) };
+        let stream = TcpStream::connect(self.address).await?;
+        let stream = connector.connect(name.clone(), stream).await?;
+        let chain = stream.get_ref().1.peer_certificates();
+        let leaf = chain.and_then(<[_]>::first).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(leaf.to_vec())
     }
 }
 

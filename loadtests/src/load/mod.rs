@@ -4,10 +4,11 @@
 //! any request that failed or was reset; nothing is retried, ever. A request that was never sent (the server had
 //! closed or said GOAWAY before) is not an error: the worker opens a new connection, as any client would.
 
-mod client;
+pub(crate) mod client;
 mod h1;
 mod h2;
 mod histogram;
+pub(crate) mod reader;
 mod tally;
 mod worker;
 

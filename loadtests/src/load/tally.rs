@@ -46,6 +46,8 @@ pub struct Tally {
     pub close_seen: u64,
     /// HTTP/2 connections that ended by GOAWAY without an error.
     pub goaway_seen: u64,
+    /// Connections that the server ended between two requests, in whatever way.
+    pub ended: u64,
     /// Seconds from start to the account.
     pub seconds: f64,
 }
@@ -105,6 +107,7 @@ impl Tally {
         self.connections += other.connections;
         self.close_seen += other.close_seen;
         self.goaway_seen += other.goaway_seen;
+        self.ended += other.ended;
         self.latency.merge(&other.latency);
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(outcome.clone()).or_default() += count;
@@ -137,6 +140,7 @@ impl Tally {
             "connect_failures": self.connect_failures,
             "close_seen": self.close_seen,
             "goaway_seen": self.goaway_seen,
+            "ended": self.ended,
             "latency_us": {"p50": micros(0.5), "p90": micros(0.9), "p99": micros(0.99), "p999": micros(0.999), "max": micros(1.0)},
         })
     }

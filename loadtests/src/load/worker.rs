@@ -92,6 +92,7 @@ impl Worker {
             if let Some(open) = &mut connection
                 && open.is_closed().await
             {
+                context.tally().ended += 1;
                 connection = None;
             }
             if connection.is_none() {
@@ -190,6 +191,7 @@ impl Worker {
             let graceful = http2::is_graceful(&driver.await);
             // When no worker is left, it was this side that closed.
             if let Some(shared) = shared.upgrade() {
+                context.tally().ended += 1;
                 if graceful {
                     context.tally().goaway_seen += 1;
                 }

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 /// An authority and the file that clients trust it by.
 pub struct Authority {
@@ -17,6 +19,14 @@ pub struct Certified {
     pub certificate: String,
     /// Private key.
     pub key: String,
+}
+
+impl Certified {
+    /// The certificate as a handshake shows it.
+    pub fn der(&self) -> Result<Vec<u8>, String> {
+        let der = CertificateDer::from_pem_slice(self.certificate.as_bytes());
+        der.map(|der| der.to_vec()).map_err(|error| error.to_string())
+    }
 }
 
 impl Authority {

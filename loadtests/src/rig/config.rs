@@ -147,6 +147,11 @@ pub fn route(name: &str, backends: &[(&str, u32)]) -> String {
     route_with_rule(name, backends, "")
 }
 
+/// As [`route`], for one host name.
+pub fn route_for_host(name: &str, host: &str, backends: &[(&str, u32)]) -> String {
+    route(name, backends).replace("  rules:", &format!("  hostnames: [{host}]\n  rules:"))
+}
+
 /// As [`route`]; `extra` holds more lines of its one rule, indented by four.
 pub fn route_with_rule(name: &str, backends: &[(&str, u32)], extra: &str) -> String {
     format!(

@@ -177,9 +177,20 @@ impl Backend {
         directory: &Path,
         cpu: Option<usize>,
     ) -> Result<Self, String> {
+        Self::start_with(name, address, directory, cpu, &[])
+    }
+
+    /// As [`Backend::start_at`], with options more.
+    pub fn start_with(
+        name: &str,
+        address: SocketAddr,
+        directory: &Path,
+        cpu: Option<usize>,
+        options: &[&str],
+    ) -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| format!("own path: {error}"))?;
         let listen = address.to_string();
-        let arguments = ["backend", "--listen", listen.as_str(), "--name", name];
+        let arguments = [&["backend", "--listen", listen.as_str(), "--name", name], options].concat();
         let mut process = Process::start(name, directory, cpu, &program, &arguments)?;
         process.wait_listening(address)?;
         Ok(Self { process, address, name: name.to_owned() })
@@ -226,11 +237,23 @@ impl Gateway {
         config: &ConfigDir,
         directory: &Path,
     ) -> Result<Self, String> {
-        let admin = ports::free();
+        let mut gateway = Self::launch(name, options, config.path(), directory, ports::free())?;
+        gateway.wait_ready()?;
+        Ok(gateway)
+    }
+
+    /// Starts a gateway on this configuration and this admin port, and waits for nothing.
+    pub fn launch(
+        name: &str,
+        options: &GatewayOptions,
+        config: &Path,
+        directory: &Path,
+        admin: SocketAddr,
+    ) -> Result<Self, String> {
         let mut arguments: Vec<String> = vec![
             "run".to_owned(),
             "--config".to_owned(),
-            config.path().display().to_string(),
+            config.display().to_string(),
             "--admin".to_owned(),
             admin.to_string(),
             "--workers".to_owned(),
@@ -238,11 +261,26 @@ impl Gateway {
         ];
         arguments.extend(options.flags.iter().cloned());
         let process = Process::start(name, directory, options.cpu, &options.binary, &arguments)?;
-        let mut gateway = Self { process, admin };
-        gateway
-            .process
-            .wait_ready(START, || http::get(admin, "/ready").is_ok_and(|response| response.status == 200))?;
-        Ok(gateway)
+        Ok(Self { process, admin })
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn wait_ready(&mut self) -> Result<(), String> {
+        let admin = self.admin;
+        self.process
+            .wait_ready(START, || http::get(admin, "/ready").is_ok_and(|response| response.status == 200))
+    }
+
+    /// The sum of a metric's series whose labels contain this text.
+    pub fn metric(&self, name: &str, labels: &str) -> Result<f64, String> {
+        let response = http::get(self.admin, "/metrics")?;
+        let text = String::from_utf8_lossy(&response.body).into_owned();
+        let value = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            let series = rest.is_empty() || rest.starts_with(['{', ' ']);
+            (series && rest.contains(labels)).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        };
+        Ok(text.lines().filter_map(value).sum())
     }
 
     /// The generation of the configuration that it runs.
