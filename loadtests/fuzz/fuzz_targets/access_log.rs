@@ -34,7 +34,8 @@ fuzz_target!(|input: &[u8]| {
     }
     assert!(!line.iter().any(u8::is_ascii_control), "{shown:?}");
     if format == Format::Json {
-        let value: serde_json::Value = serde_json::from_slice(&line).unwrap_or_else(|e| panic!("{e}: {shown}"));
+        let value: serde_json::Value =
+            serde_json::from_slice(&line).unwrap_or_else(|e| panic!("{e}: {shown}"));
         assert_eq!(value["method"], request.head.method.as_str());
         assert_eq!(value["path"], request.original.clone().unwrap_or(request.head.target.clone()));
         assert_eq!(value["response_code"], request.status);
@@ -59,7 +60,10 @@ impl Logged {
         head.set_target(&input.text());
         let mut response = Headers::new();
         for _ in 0..input.below(4) {
-            head.headers.push(input.one_of(&["User-Agent", "X-Forwarded-For", "X-Request-Id", "a"]).as_bytes(), input.line());
+            head.headers.push(
+                input.one_of(&["User-Agent", "X-Forwarded-For", "X-Request-Id", "a"]).as_bytes(),
+                input.line(),
+            );
             response.push(input.one_of(&["x-envoy-upstream-service-time", "a"]).as_bytes(), input.line());
         }
         let name = || Arc::from("n");

@@ -55,7 +55,8 @@ fn check(chain: &[u8], key: &[u8]) {
         Ok(certificate) => certificate,
         Err(error) => {
             let told = error.to_string();
-            let encoded = |l: &str| l.len() > 24 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
+            let encoded =
+                |l: &str| l.len() > 24 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b));
             let shown = String::from_utf8_lossy(key).lines().any(|l| encoded(l) && told.contains(l));
             return assert!(!told.is_empty() && !shown, "{told}");
         }
@@ -106,7 +107,11 @@ fn check_names(input: &mut Input<'_>) {
     let entries = || (0..8).filter(|at| set & (1 << at) > 0).map(|at| (NAMES[at], [BY_PATTERN[at].clone()]));
     let strict = input.rarely(2);
     let resolver = SniResolver::new(entries(), vec![BY_PATTERN[0].clone()], strict);
-    let asked = if input.rarely(2) { input.text() } else { format!("{}{}", input.one_of(&["", "z.", "Z.b."]), input.one_of(&NAMES)) };
+    let asked = if input.rarely(2) {
+        input.text()
+    } else {
+        format!("{}{}", input.one_of(&["", "z.", "Z.b."]), input.one_of(&NAMES))
+    };
     let chosen = resolver.choose(Some(&asked), &[SignatureScheme::ED25519]);
     let host = asked.trim_end_matches('.').to_ascii_lowercase();
     let rank = |pattern: &str| {

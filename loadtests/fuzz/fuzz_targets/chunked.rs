@@ -17,7 +17,12 @@ fuzz_target!(|input: &[u8]| {
     let wire = if repeat { long(&mut input) } else { input.0.to_vec() };
     let expected = chunked(&wire);
     check(&wire, &expected, [wire.len().max(1); 3], usize::MAX);
-    check(&wire, &expected, steps.map(|s| usize::from(s) + if repeat { 64 } else { 1 }), usize::from(steps[0]) + 1);
+    check(
+        &wire,
+        &expected,
+        steps.map(|s| usize::from(s) + if repeat { 64 } else { 1 }),
+        usize::from(steps[0]) + 1,
+    );
     if wire.len() < 512 {
         check(&wire, &expected, [1; 3], 1);
     }
@@ -28,7 +33,8 @@ fuzz_target!(|input: &[u8]| {
 fn long(input: &mut Input<'_>) -> Vec<u8> {
     let (head, middle) = (input.line(), input.line());
     let mut wire = head.to_vec();
-    while !middle.is_empty() && wire.len() < LONG - 300 * input.below(16) {
+    let long = LONG - 300 * input.below(16);
+    while !middle.is_empty() && wire.len() < long {
         wire.extend_from_slice(middle);
     }
     wire.extend_from_slice(input.0);

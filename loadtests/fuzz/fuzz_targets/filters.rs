@@ -14,8 +14,15 @@ use libfuzzer_sys::fuzz_target;
 
 const PATHS: [&str; 7] = ["/", "/a", "/a/b", "/a/b/", "//a", "/a//b", "/ab"];
 const ORIGINS: [&str; 9] = [
-    "https://a.example", "http://a.example", "https://*.example", "https://a.example:8443", "*", "https://*",
-    "https://[::1]:9", "null", "https://a.example:443",
+    "https://a.example",
+    "http://a.example",
+    "https://*.example",
+    "https://a.example:8443",
+    "*",
+    "https://*",
+    "https://[::1]:9",
+    "null",
+    "https://a.example:443",
 ];
 
 fuzz_target!(|input: &[u8]| {
@@ -28,10 +35,18 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn check_paths(input: &mut Input<'_>) {
-    let mut head = RequestHead { authority: "shop.example:8080".into(), https: input.rarely(2), ..RequestHead::default() };
+    let mut head = RequestHead {
+        authority: "shop.example:8080".into(),
+        https: input.rarely(2),
+        ..RequestHead::default()
+    };
     head.set_target(&target(input));
     let before = head.target.clone();
-    let path = if input.rarely(2) { PathRewrite::Full(target(input).into()) } else { PathRewrite::Prefix(target(input).into()) };
+    let path = if input.rarely(2) {
+        PathRewrite::Full(target(input).into())
+    } else {
+        PathRewrite::Prefix(target(input).into())
+    };
     let prefix_len = input.below(8);
     let hostname = input.rarely(2).then(|| Arc::from("other.example"));
     let answer = redirect(
@@ -66,7 +81,8 @@ fn target(input: &mut Input<'_>) -> String {
     if !input.rarely(3) {
         return input.one_of(&PATHS).to_owned();
     }
-    let text: String = input.text().chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#')).collect();
+    let text: String =
+        input.text().chars().filter(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#')).collect();
     format!("/{text}")
 }
 
@@ -91,12 +107,14 @@ fn check_edits(input: &mut Input<'_>) {
     expected.retain(|(n, _)| !remove.contains(n));
     edit_headers(&HeaderEdit { set, add, remove }, &mut headers);
     let found: Vec<_> = headers.iter().map(|(_, n, v)| (n.to_vec(), v.to_vec())).collect();
-    let expected: Vec<_> = expected.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
+    let expected: Vec<_> =
+        expected.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
     assert_eq!(found, expected);
 }
 
 fn check_cors(input: &mut Input<'_>) {
-    let list = |input: &mut Input<'_>, all: &[&str]| (0..input.below(3)).map(|_| input.one_of(all).into()).collect();
+    let list =
+        |input: &mut Input<'_>, all: &[&str]| (0..input.below(3)).map(|_| input.one_of(all).into()).collect();
     let policy = Cors {
         allow_origins: list(input, &ORIGINS),
         allow_credentials: input.rarely(2),
@@ -113,7 +131,8 @@ fn check_cors(input: &mut Input<'_>) {
     let wildcard = policy.allow_credentials && origin == "*";
     let allowed = !wildcard && policy.allow_origins.iter().any(|pattern| takes(pattern, &origin));
     let answer = cors::preflight(&policy, &head).expect("a preflight");
-    let named = answer.headers.iter().find(|(n, _)| *n == "access-control-allow-origin").map(|(_, v)| v.clone());
+    let named =
+        answer.headers.iter().find(|(n, _)| *n == "access-control-allow-origin").map(|(_, v)| v.clone());
     let mut response = Headers::new();
     response.push(b"Access-Control-Allow-Origin", b"https://upstreams.own");
     response.push(b"Access-Control-Allow-Credentials", b"true");
@@ -136,7 +155,8 @@ fn takes(pattern: &str, origin: &str) -> bool {
         return true;
     }
     // The last `]` ends an address in brackets, in which colons are no ports.
-    let expression = regex::Regex::new(r"^(?i)(https?)://((?:[^/?#@]*\])?[^/?#@\]]*?)(?::\+?([0-9]+))?$").expect("valid");
+    let expression =
+        regex::Regex::new(r"^(?i)(https?)://((?:[^/?#@]*\])?[^/?#@\]]*?)(?::\+?([0-9]+))?$").expect("valid");
     let parts = |text: &str| {
         let found = expression.captures(text)?;
         let scheme = found[1].to_ascii_lowercase();

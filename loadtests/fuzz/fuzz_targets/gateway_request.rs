@@ -3,16 +3,18 @@
 
 #![no_main]
 
-use fieldgate::worker::fuzzing::{Received, http2_request, prepare_request, request, stream, trailers, write_request};
-use fieldgate_core::{Method, Version};
+use fieldgate::worker::fuzzing::{
+    Received, http2_request, prepare_request, request, stream, trailers, write_request,
+};
+use fieldgate_core::Method;
 use fieldgate_fuzz::input::Input;
 use fieldgate_fuzz::rfc9112::{Framing, Lines, framing, is_authority, is_token, request_line};
 use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_request};
 use libfuzzer_sys::fuzz_target;
 
 /// Of one connection, or the gateway's own word (RFC 9110 section 7.6.1, RFC 9113 section 8.2.2).
-const STAYS: [&str; 7] =
-    ["keep-alive", "proxy-connection", "te", "http2-settings", "proxy-authorization", "expect-ct", "x-envoy-internal"];
+const STAYS: [&str; 6] =
+    ["keep-alive", "proxy-connection", "te", "http2-settings", "proxy-authorization", "x-envoy-internal"];
 
 fuzz_target!(|input: &[u8]| {
     let mut input = Input(input);
@@ -31,7 +33,7 @@ fn check(mut received: Received, hops: u32) {
     let head = &received.head;
     assert!(head.headers.get("host").is_none());
     assert_eq!(head.authority, head.authority.to_ascii_lowercase());
-    assert!(head.authority.is_empty() && head.version == Version::Http10 || head.authority.is_empty() || is_authority(head.authority.as_bytes()));
+    assert!(head.authority.is_empty() || is_authority(head.authority.as_bytes()));
     let path = head.path().to_owned();
     match head.method {
         Method::Connect => assert!(head.target.is_empty()),
@@ -45,15 +47,17 @@ fn check(mut received: Received, hops: u32) {
     prepare_request(&mut received.head, [192, 0, 2, 7].into(), hops, || 7);
     let head = &received.head;
     assert!(head.headers.get("x-forwarded-for").is_some_and(|v| v.ends_with(b"192.0.2.7")));
-    assert_eq!(head.headers.get_all("x-request-id").count().max(1), head.headers.get_all("x-request-id").count());
-    // As the exchange does: an upgrade is asked for with the client's word.
+    assert!(head.headers.get("x-request-id").is_some());
     let mut wire = Vec::new();
     write_request(&mut wire, head, received.body, received.upgrade.as_deref());
     check_wire(&wire, &received);
     if let Ok(request) = http2_request(head) {
         assert_eq!(request.method().as_str(), head.method.as_str());
         assert!(request.headers().keys().all(|n| !STAYS.contains(&n.as_str()) || n == "te"));
-        assert!(!request.headers().contains_key("connection") && !request.headers().contains_key("transfer-encoding"));
+        assert!(
+            !request.headers().contains_key("connection")
+                && !request.headers().contains_key("transfer-encoding")
+        );
     }
 }
 
@@ -62,7 +66,10 @@ fn check_wire(wire: &[u8], received: &Received) {
     let sent = Lines::read(wire, false).unwrap_or_else(|| panic!("not a request: {text}"));
     assert_eq!(sent.len, wire.len(), "two requests: {text}");
     let (method, target, http10) = request_line(sent.start).expect("a request line");
-    assert_eq!((method, target, http10), (received.head.method.as_str().as_bytes(), received.head.target.as_bytes(), false));
+    assert_eq!(
+        (method, target, http10),
+        (received.head.method.as_str().as_bytes(), received.head.target.as_bytes(), false)
+    );
     let expected = match received.body {
         BodyKind::None => vec![Framing::Silent, Framing::Length(0)],
         BodyKind::Length(n) => vec![Framing::Length(n)],
@@ -70,7 +77,7 @@ fn check_wire(wire: &[u8], received: &Received) {
     };
     assert!(framing(&sent).is_some_and(|f| expected.contains(&f)), "{text}");
     assert_eq!(sent.all("host"), [received.head.authority.as_bytes()]);
-    assert!(sent.all("cookie").len() <= 1 && STAYS.iter().all(|name| sent.all(name).is_empty() || *name == "expect-ct"), "{text}");
+    assert!(sent.all("cookie").len() <= 1 && STAYS.iter().all(|name| sent.all(name).is_empty()), "{text}");
     assert_eq!(sent.all("connection").len(), usize::from(received.upgrade.is_some()), "{text}");
     let again = parse_request(wire, HeadLimits { max_bytes: 2 * wire.len() }, |_, _| {});
     assert!(again.is_ok_and(|r| r.is_some_and(|r| r.keep_alive)) || sent.fields.len() > 128, "{text}");
@@ -78,7 +85,8 @@ fn check_wire(wire: &[u8], received: &Received) {
 
 /// A head as the `http` crate lets it through.
 fn from_stream(input: &mut Input<'_>, ended: bool) -> Option<Received> {
-    let mut request = http::Request::builder().method(input.line()).uri(input.line()).version(http::Version::HTTP_2);
+    let mut request =
+        http::Request::builder().method(input.line()).uri(input.line()).version(http::Version::HTTP_2);
     while !input.is_empty() {
         request = request.header(input.line(), input.line());
     }
@@ -91,7 +99,10 @@ fn check_trailers(lines: &[u8]) {
     let mut wire = b"x\r\n".to_vec();
     for (_, name, value) in trailers.iter() {
         assert!(is_token(name));
-        assert!(!matches!(name, b"content-length" | b"transfer-encoding" | b"host" | b"connection" | b"trailer"));
+        assert!(!matches!(
+            name,
+            b"content-length" | b"transfer-encoding" | b"host" | b"connection" | b"trailer"
+        ));
         wire.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());
     }
     wire.extend_from_slice(b"\r\n");

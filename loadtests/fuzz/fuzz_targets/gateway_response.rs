@@ -40,8 +40,15 @@ fuzz_target!(|input: &[u8]| {
         BodyKind::None if matches!(status, 100..=199 | 204) => assert_eq!(framing, Framing::Silent, "{text}"),
         BodyKind::None => assert_ne!(framing, Framing::Chunked, "{text}"),
     }
-    assert!(sent.all("connection").len() <= 1 && sent.all("keep-alive").is_empty() && sent.all("upgrade").is_empty());
+    assert!(
+        sent.all("connection").len() <= 1
+            && sent.all("keep-alive").is_empty()
+            && sent.all("upgrade").is_empty()
+    );
     if let Ok(response) = http2_response(head.status, &head.headers) {
-        assert!(!response.headers().contains_key("connection") && !response.headers().contains_key("transfer-encoding"));
+        assert!(
+            !response.headers().contains_key("connection")
+                && !response.headers().contains_key("transfer-encoding")
+        );
     }
 });

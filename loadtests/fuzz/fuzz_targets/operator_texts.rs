@@ -80,7 +80,10 @@ fn check_durations(text: &str) {
     }
     if let Ok(read) = gateways {
         assert!(read <= Duration::from_secs(99_999 * 3600 * 4));
-        assert_eq!(parse_gateway_duration(&format!("{}ms", read.as_millis() % 99_999)).map(|d| d.as_millis()), Ok(read.as_millis() % 99_999));
+        assert_eq!(
+            parse_gateway_duration(&format!("{}ms", read.as_millis() % 99_999)).map(|d| d.as_millis()),
+            Ok(read.as_millis() % 99_999)
+        );
     }
     assert!(ours.err().is_none_or(|told| !told.is_empty()));
 }

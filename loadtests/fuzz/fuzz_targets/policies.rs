@@ -18,13 +18,34 @@ const GATEWAY: &str = r#"{"apiVersion":"gateway.networking.k8s.io/v1","kind":"Ga
 "spec":{"gatewayClassName":"fieldgate","listeners":[{"name":"web","protocol":"HTTP","port":8080}]}}"#;
 
 const HOSTS: [&str; 6] = ["shop.example", "Shop.Example", "*.example", "shop*", "*", "shop.example:8080"];
-const PATHS: [&str; 12] = ["/a", "/a/*", "*/b", "*", "/a/{*}", "/{**}", "/{*}/b", "/a/{**}/c", "/{*}/{**}", "/a*", "/a/{*}/", "/a/b*c"];
-const ASKED: [&str; 10] = ["/a", "/a/b", "/a/b/c", "/a//c", "/", "/a/", "/b?x=/a", "/a/%2F", "/a/b%2Fc/", "/a/x\"/c"];
-const BLOCKS: [&str; 8] = ["10.0.0.0/8", "10.1.2.3", "10.1.2.3/24", "::/0", "0.0.0.0/0", "::1", "::ffff:10.1.2.3", "fe80::/10"];
+const PATHS: [&str; 12] = [
+    "/a",
+    "/a/*",
+    "*/b",
+    "*",
+    "/a/{*}",
+    "/{**}",
+    "/{*}/b",
+    "/a/{**}/c",
+    "/{*}/{**}",
+    "/a*",
+    "/a/{*}/",
+    "/a/b*c",
+];
+const ASKED: [&str; 10] =
+    ["/a", "/a/b", "/a/b/c", "/a//c", "/", "/a/", "/b?x=/a", "/a/%2F", "/a/b%2Fc/", "/a/x\"/c"];
+const BLOCKS: [&str; 8] =
+    ["10.0.0.0/8", "10.1.2.3", "10.1.2.3/24", "::/0", "0.0.0.0/0", "::1", "::ffff:10.1.2.3", "fe80::/10"];
 const CLIENTS: [&str; 5] = ["10.1.2.3", "192.0.2.1", "::1", "::ffff:10.1.2.3", "fe80::1"];
 const KEYS: [&str; 8] = [
-    "request.headers[x-a]", "request.headers[X-A]", "source.ip", "remote.ip", "destination.port", "connection.sni",
-    "destination.ip", "request.headers[:method]",
+    "request.headers[x-a]",
+    "request.headers[X-A]",
+    "source.ip",
+    "remote.ip",
+    "destination.port",
+    "connection.sni",
+    "destination.ip",
+    "request.headers[:method]",
 ];
 const VALUES: [&str; 6] = ["1", "1*", "*2", "*", "", "abc"];
 
@@ -69,7 +90,8 @@ fn rule(input: &mut Input<'_>) -> Value {
     let mut rule = json!({});
     if input.rarely(2) {
         let fields = ["ipBlocks", "notIpBlocks", "remoteIpBlocks", "notRemoteIpBlocks"];
-        rule["from"] = (0..=input.below(2)).map(|_| json!({"source": part(input, &fields, |_| &BLOCKS)})).collect();
+        rule["from"] =
+            (0..=input.below(2)).map(|_| json!({"source": part(input, &fields, |_| &BLOCKS)})).collect();
     }
     if input.rarely(2) {
         let fields = ["paths", "notPaths", "hosts", "notHosts", "methods", "notMethods", "ports", "notPorts"];
@@ -81,7 +103,8 @@ fn rule(input: &mut Input<'_>) -> Value {
                 _ => &["8080", "80", "08080"],
             }
         };
-        rule["to"] = (0..=input.below(2)).map(|_| json!({"operation": part(input, &fields, known)})).collect();
+        rule["to"] =
+            (0..=input.below(2)).map(|_| json!({"operation": part(input, &fields, known)})).collect();
     }
     if input.rarely(2) {
         rule["when"] = (0..=input.below(2))
@@ -129,7 +152,8 @@ impl Request {
     fn new(input: &mut Input<'_>) -> Self {
         let mut head = RequestHead { version: Version::Http11, ..RequestHead::default() };
         head.method = Method::from_bytes(input.one_of(&["GET", "POST", "get"]).as_bytes());
-        head.authority = input.one_of(&["shop.example", "x.example", "shop.example:8080", "example"]).to_owned();
+        head.authority =
+            input.one_of(&["shop.example", "x.example", "shop.example:8080", "example"]).to_owned();
         head.set_target(input.one_of(&ASKED));
         for _ in 0..input.below(3) {
             let value = if input.rarely(4) { input.line() } else { input.one_of(&VALUES).as_bytes() };
@@ -212,6 +236,7 @@ fn path(text: &str, path: &str) -> bool {
     }
     let segment = r"[A-Za-z0-9\-._~%!$&'()*+,;:@=]";
     let escaped = regex::escape(text);
-    let one = escaped.replace(r"\{\*\*\}", &format!("(?:{segment}|/)*")).replace(r"\{\*\}", &format!("{segment}+"));
+    let one =
+        escaped.replace(r"\{\*\*\}", &format!("(?:{segment}|/)*")).replace(r"\{\*\}", &format!("{segment}+"));
     regex::Regex::new(&format!("^(?:{one})$")).is_ok_and(|r| r.is_match(path))
 }

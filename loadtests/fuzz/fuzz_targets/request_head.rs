@@ -27,7 +27,10 @@ fuzz_target!(|input: &[u8]| {
     };
     let head = allowed(input).expect("what is accepted is allowed");
     let (method, target, http10) = request_line(head.start).expect("a request line");
-    assert_eq!((request.method.as_bytes(), request.target.as_bytes(), request.http10), (method, target, http10));
+    assert_eq!(
+        (request.method.as_bytes(), request.target.as_bytes(), request.http10),
+        (method, target, http10)
+    );
     assert_eq!((request.len, fields), (head.len, &head.fields));
     assert_eq!(request.host.map(str::as_bytes), head.all("host").first().copied());
     assert_eq!(Some(request.body), body(&head));

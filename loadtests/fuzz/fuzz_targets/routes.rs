@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use fieldgate_core::ir::{
-    Attachment, ClientTrust, Config, Hostname, Listener, ListenerKey, Match, ObjectKey, PathMatch, Route, Rule, Timeouts,
-    Touched, ValueMatch,
+    Attachment, ClientTrust, Config, Hostname, Listener, ListenerKey, Match, ObjectKey, PathMatch, Route,
+    Rule, Timeouts, Touched, ValueMatch,
 };
 use fieldgate_core::{Method, RequestHead, Snapshot};
 use fieldgate_fuzz::input::Input;
@@ -93,7 +93,9 @@ fn oracle(routes: &[Route], head: &RequestHead) -> Option<String> {
     for (route, _) in hosts().filter(|(_, h)| fits(h) && rank(h) == best) {
         for (at, rule) in route.rules.iter().enumerate() {
             for (index, m) in rule.matches.iter().enumerate() {
-                let Some(path) = path_rank(&m.path, head.path()).filter(|_| conditions(m, head)) else { continue };
+                let Some(path) = path_rank(&m.path, head.path()).filter(|_| conditions(m, head)) else {
+                    continue;
+                };
                 let counts = (m.method.is_none(), usize::MAX - m.headers.len(), usize::MAX - m.query.len());
                 let age = (route.created.unwrap_or(i64::MAX), route.key.name.clone());
                 winners.push(((path, counts, age, at, index), rule.id.to_string()));
@@ -106,7 +108,9 @@ fn oracle(routes: &[Route], head: &RequestHead) -> Option<String> {
 fn host_fits(pattern: &Hostname, host: &str) -> bool {
     match pattern {
         Hostname::Exact(name) => **name == *host,
-        Hostname::Wildcard(name) => host.strip_suffix(&format!(".{name}")).is_some_and(|label| !label.is_empty()),
+        Hostname::Wildcard(name) => {
+            host.strip_suffix(&format!(".{name}")).is_some_and(|label| !label.is_empty())
+        }
     }
 }
 

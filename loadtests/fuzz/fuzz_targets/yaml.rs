@@ -16,7 +16,8 @@ fuzz_target!(|text: &str| {
     let json = readers::json(text);
     check_json(text, json.as_deref().ok());
     if let (Ok(json), Ok(whole), Some('{' | '[')) = (&json, &whole, text.trim_start().chars().next()) {
-        let (json, whole): (Vec<Json>, Vec<Json>) = (json.iter().map(tree).collect(), whole.iter().map(tree).collect());
+        let (json, whole): (Vec<Json>, Vec<Json>) =
+            (json.iter().map(tree).collect(), whole.iter().map(tree).collect());
         assert_eq!(json, whole);
     }
     // YAML ends a line at a lone CR too, and `str::lines` does not.
@@ -38,7 +39,10 @@ fn check_json(text: &str, ours: Option<&[Node<'_>]>) {
     let theirs: Result<Vec<Json>, _> = serde_json::Deserializer::from_str(text).into_iter().collect();
     match (ours, theirs) {
         (Some(ours), Ok(theirs)) => {
-            assert_eq!(ours.iter().map(tree).collect::<Vec<_>>(), theirs.into_iter().map(plain).collect::<Vec<_>>());
+            assert_eq!(
+                ours.iter().map(tree).collect::<Vec<_>>(),
+                theirs.into_iter().map(plain).collect::<Vec<_>>()
+            );
         }
         (Some(_), Err(error)) => {
             // Values need not be apart for us; a number may be larger than theirs.
@@ -79,7 +83,9 @@ fn plain(value: Json) -> Json {
 fn check_places(root: &Node<'_>, text: &str) {
     let lines: Vec<&str> = text.lines().collect();
     let inside = |line: u32, column: u32| {
-        line >= 1 && column >= 1 && (line as usize <= lines.len() + 1)
+        line >= 1
+            && column >= 1
+            && (line as usize <= lines.len() + 1)
             && lines.get(line as usize - 1).is_none_or(|l| column as usize <= l.chars().count() + 2)
     };
     assert!(inside(root.line, root.column), "{root:?}");

@@ -81,7 +81,8 @@ pub fn request_line(line: &[u8]) -> Option<(&[u8], &[u8], bool)> {
 pub fn status_line(line: &[u8]) -> Option<(u16, bool)> {
     let (version, rest) = line.split_at_checked(8)?;
     let (code, reason) = rest.strip_prefix(b" ")?.split_at_checked(3)?;
-    let status: u16 = std::str::from_utf8(code).ok().filter(|c| c.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
+    let status: u16 =
+        std::str::from_utf8(code).ok().filter(|c| c.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()?;
     // The space before an absent reason phrase is left out by many servers, and nothing else can be meant.
     let reason = reason.is_empty() || reason[0] == b' ' && reason.iter().all(|b| is_text(*b));
     ((100..=999).contains(&status) && reason).then_some(())?;
@@ -94,8 +95,11 @@ pub fn is_authority(text: &[u8]) -> bool {
         Some(at) if text[at] == b':' => (&text[..at], Some(&text[at + 1..])),
         _ => (text, None),
     };
-    let number = |p: &[u8]| std::str::from_utf8(p).ok().and_then(|p| p.parse::<u32>().ok()).filter(|p| *p < 65_536);
-    let port = port.is_none_or(|p| (1..=5).contains(&p.len()) && p.iter().all(u8::is_ascii_digit) && number(p).is_some());
+    let number =
+        |p: &[u8]| std::str::from_utf8(p).ok().and_then(|p| p.parse::<u32>().ok()).filter(|p| *p < 65_536);
+    let port = port.is_none_or(|p| {
+        (1..=5).contains(&p.len()) && p.iter().all(u8::is_ascii_digit) && number(p).is_some()
+    });
     let literal = host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]"));
     let host = match literal {
         Some(v6) => std::str::from_utf8(v6).is_ok_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
