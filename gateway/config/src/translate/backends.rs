@@ -123,13 +123,11 @@ pub(crate) fn resolve(
         _ => wanted,
     };
     let twin = PoolKey { object: twin_of(&wanted.object), port: wanted.port };
-    if grpc && pools.contains_key(&twin) {
-        return Ok(twin);
+    // The pool's own key, so that all who name it share its texts.
+    match pools.get(&twin).filter(|_| grpc).or_else(|| pools.get(&wanted)) {
+        Some(pool) => Ok(pool.key.clone()),
+        None => Err(not_found(around, &wanted)),
     }
-    if pools.contains_key(&wanted) {
-        return Ok(wanted);
-    }
-    Err(not_found(around, &wanted))
 }
 
 /// The key that a reference of a known kind means, if it states all that is needed.

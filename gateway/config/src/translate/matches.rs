@@ -27,7 +27,9 @@ pub(crate) fn http(list: &[HttpRouteRulesMatches]) -> (Vec<Match>, Vec<filters::
         return (vec![Match::default()], Vec::new());
     }
     let mut problems = Vec::new();
-    let matches = list.iter().enumerate().filter_map(|(at, m)| one_match(at, m, &mut problems)).collect();
+    // No longer than it must be: there are a hundred thousand of these.
+    let mut matches = Vec::with_capacity(list.len());
+    matches.extend(list.iter().enumerate().filter_map(|(at, m)| one_match(at, m, &mut problems)));
     (matches, problems)
 }
 

@@ -373,7 +373,7 @@ impl Context<'_> {
             id: self.rule_id(at, rule),
             matches,
             filters: Vec::new(),
-            backends: Vec::new(),
+            backends: Vec::with_capacity(rule.backend_refs.as_ref().map_or(0, Vec::len)),
             timeouts: Timeouts::default(),
             retry: None,
             split: None,
