@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use fieldgate_core::{Headers, RequestHead};
 use fieldgate_wire::h1::{BodyKind, Malformed};
 
+use super::exchange::Request;
 pub use super::forward::{
     connection_option, http2_request, http2_response, prepare_request, prepare_response, read_http2_response,
     write_request, write_response,
 };
-use super::exchange::Request;
 use super::{Connection, h1, h2, side};
 
 /// A request as a codec hands it over.
