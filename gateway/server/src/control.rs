@@ -353,6 +353,7 @@ impl Control {
             loaded: self.loaded,
             diagnostics: documents.cloned().collect(),
             rejections: rejections.cloned().collect(),
+            refused_certificates: self.tls.refused().into_iter().collect(),
             listeners: listeners.collect(),
         }));
     }

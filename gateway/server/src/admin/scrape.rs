@@ -18,7 +18,8 @@ const MAX_RULES: usize = 5_000;
 const MAX_POOLS: usize = 5_000;
 
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
-const KINDS: [&str; 6] = ["AuthorizationPolicy", "GRPCRoute", "Gateway", "HTTPRoute", "Pool", "SplitPolicy"];
+const KINDS: [&str; 7] =
+    ["AuthorizationPolicy", "GRPCRoute", "Gateway", "HTTPRoute", "Pool", "Secret", "SplitPolicy"];
 
 /// Writes all of them.
 pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: u64) {
@@ -55,6 +56,10 @@ fn rejected(out: &mut String, view: &View) {
             .entry(object.kind)
             .or_default()
             .insert((object.namespace.to_string(), object.name.to_string()));
+    }
+    for origin in &view.refused_certificates {
+        // Secrets are the only source of certificates.
+        objects.entry("Secret").or_default().insert((origin.to_string(), String::new()));
     }
     let help = "Objects that are refused at present, by kind.";
     let mut family = Family::begin(out, "fieldgate_config_rejected_objects", "gauge", help);

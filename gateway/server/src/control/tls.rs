@@ -1,7 +1,7 @@
 //! TLS per address: which certificates answer there. A certificate that cannot be used is a problem of the listeners that
-//! name it, and of no other.
+//! name it, and of no other; what it said when it last could be used stays in use.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -26,6 +26,8 @@ pub struct Configs {
     /// One set for the process, so that clients resume across reloads and on every address.
     tickets: Arc<TicketKeys>,
     built: BTreeMap<SocketAddr, Built>,
+    /// The last usable certificate of each origin that is in use.
+    good: BTreeMap<Arc<str>, Arc<Certificate>>,
 }
 
 struct Built {
@@ -47,11 +49,13 @@ struct Finding {
     listener: ListenerKey,
     severity: Severity,
     message: String,
+    /// What was refused, if something was.
+    refused: Option<Arc<str>>,
 }
 
 impl Default for Configs {
     fn default() -> Self {
-        Self { tickets: TicketKeys::new(TICKET_PERIOD), built: BTreeMap::new() }
+        Self { tickets: TicketKeys::new(TICKET_PERIOD), built: BTreeMap::new(), good: BTreeMap::new() }
     }
 }
 
@@ -67,6 +71,16 @@ impl Configs {
             };
             self.built.insert(table.address, built);
         }
+        let inputs = self.built.values().flat_map(|built| &built.from);
+        let origins: BTreeSet<_> =
+            inputs.flat_map(|input| input.tls.certificates.iter().map(|used| &used.origin)).collect();
+        self.good.retain(|origin, _| origins.contains(origin));
+    }
+
+    /// Certificates that are refused at present, by their origin.
+    pub fn refused(&self) -> BTreeSet<Arc<str>> {
+        let findings = self.built.values().flat_map(|built| &built.findings);
+        findings.filter_map(|finding| finding.refused.clone()).collect()
     }
 
     /// For publication.
@@ -82,7 +96,7 @@ impl Configs {
         })
     }
 
-    /// Why a listener has no certificate that it could show, if that is so.
+    /// What is wrong with a listener's certificates, if anything is.
     pub fn error(&self, listener: &ListenerKey) -> Option<&str> {
         let findings = self.built.values().flat_map(|built| &built.findings);
         let mut errors =
@@ -90,12 +104,12 @@ impl Configs {
         errors.next().map(|finding| finding.message.as_str())
     }
 
-    fn build(&self, from: Vec<Input>) -> Built {
+    fn build(&mut self, from: Vec<Input>) -> Built {
         let mut findings = Vec::new();
         let mut entries = Vec::new();
         let mut unnamed = Vec::new();
         for input in &from {
-            let certificates = certificates(input, &mut findings);
+            let certificates = self.certificates(input, &mut findings);
             match &input.hostname {
                 Some(hostname) => entries.push((hostname.to_string(), certificates)),
                 None => {
@@ -112,6 +126,37 @@ impl Configs {
             self.configure(SniResolver::new(entries, unnamed, strict), &from)
         };
         Built { from, served, findings }
+    }
+
+    fn certificates(&mut self, input: &Input, findings: &mut Vec<Finding>) -> Vec<Arc<Certificate>> {
+        let mut found = |severity, message, refused| {
+            findings.push(Finding { listener: input.listener.clone(), severity, message, refused });
+        };
+        let mut usable = Vec::new();
+        for ir::Certificate { origin, chain_pem, key_pem } in
+            input.tls.certificates.iter().map(AsRef::as_ref)
+        {
+            match Certificate::from_pem(chain_pem, key_pem) {
+                Ok(certificate) => {
+                    for warning in certificate.warnings(SystemTime::now()) {
+                        found(Severity::Warning, format!("{origin}: {warning}"), None);
+                    }
+                    let certificate = Arc::new(certificate);
+                    self.good.insert(origin.clone(), Arc::clone(&certificate));
+                    usable.push(certificate);
+                }
+                Err(error) => {
+                    let last_good = self.good.get(origin);
+                    let stays = if last_good.is_some() { "; the last good one stays in use" } else { "" };
+                    found(Severity::Error, format!("{origin}: {error}{stays}"), Some(origin.clone()));
+                    usable.extend(last_good.cloned());
+                }
+            }
+        }
+        if input.tls.certificates.is_empty() {
+            found(Severity::Error, "there is no certificate to show".to_owned(), None);
+        }
+        usable
     }
 
     fn configure(&self, resolver: SniResolver, from: &[Input]) -> Served {
@@ -136,27 +181,6 @@ fn inputs(table: &AddressTable) -> Vec<Input> {
         })
     };
     table.listeners.iter().filter_map(|listener| input(&listener.ir)).collect()
-}
-
-fn certificates(input: &Input, findings: &mut Vec<Finding>) -> Vec<Arc<Certificate>> {
-    let mut found =
-        |severity, message| findings.push(Finding { listener: input.listener.clone(), severity, message });
-    let mut usable = Vec::new();
-    for ir::Certificate { origin, chain_pem, key_pem } in input.tls.certificates.iter().map(AsRef::as_ref) {
-        match Certificate::from_pem(chain_pem, key_pem) {
-            Ok(certificate) => {
-                for warning in certificate.warnings(SystemTime::now()) {
-                    found(Severity::Warning, format!("{origin}: {warning}"));
-                }
-                usable.push(Arc::new(certificate));
-            }
-            Err(error) => found(Severity::Error, format!("{origin}: {error}")),
-        }
-    }
-    if input.tls.certificates.is_empty() {
-        found(Severity::Error, "there is no certificate to show".to_owned());
-    }
-    usable
 }
 
 #[cfg(test)]
@@ -217,6 +241,22 @@ mod tests {
 
         configs.reconcile(&snapshot(vec![listener("b", vec![broken()])]));
         assert!(configs.by_address()[&ADDRESS.parse().unwrap()].is_err());
+    }
+
+    #[test]
+    fn a_certificate_that_turns_bad_is_refused_and_its_last_good_version_stays() {
+        let good = certificate("a.example");
+        let bad = Arc::new(ir::Certificate { chain_pem: [].into(), ..ir::Certificate::clone(&good) });
+        let mut configs = Configs::default();
+        let mut serve = |certificates| {
+            configs.reconcile(&snapshot(vec![listener("a", certificates)]));
+            (configs.by_address()[&ADDRESS.parse().unwrap()].is_ok(), configs.refused().len())
+        };
+        assert_eq!(serve(vec![Arc::clone(&good)]), (true, 0));
+        assert_eq!(serve(vec![Arc::clone(&bad)]), (true, 1));
+        // Out of use, it is forgotten.
+        assert_eq!(serve(vec![certificate("b.example")]), (true, 0));
+        assert_eq!(serve(vec![bad]), (false, 1));
     }
 
     #[test]

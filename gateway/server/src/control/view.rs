@@ -1,6 +1,7 @@
 //! What the control side knows, for the admin server: a value, replaced whole.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use fieldgate_config::Diagnostic;
@@ -17,6 +18,8 @@ pub struct View {
     pub diagnostics: Vec<Diagnostic>,
     /// What could not be compiled.
     pub rejections: Vec<Rejection>,
+    /// Certificates that cannot be used, by where they come from.
+    pub refused_certificates: Vec<Arc<str>>,
     /// One per address.
     pub listeners: Vec<ListenerView>,
 }
@@ -47,6 +50,7 @@ impl Default for View {
             loaded: SystemTime::UNIX_EPOCH,
             diagnostics: Vec::new(),
             rejections: Vec::new(),
+            refused_certificates: Vec::new(),
             listeners: Vec::new(),
         }
     }
