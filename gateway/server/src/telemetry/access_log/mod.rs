@@ -1,7 +1,7 @@
 //! One line per request, to standard output or a file.
 //!
 //! A worker writes the line into memory and tries to queue it; a thread of its own writes the queue out. Where that
-//! thread cannot keep up, lines are dropped and counted: a request never waits for a log.
+//! thread cannot keep up or cannot write, lines are dropped and counted: a request never waits for a log.
 
 mod format;
 mod operator;
@@ -103,8 +103,9 @@ impl AccessLog {
     pub fn open(options: &Options, telemetry: &Telemetry) -> Result<Arc<Self>, String> {
         let format = options.format.compile()?;
         let (queue, messages) = sync_channel(QUEUE_LINES);
-        writer::start(options.target.clone(), messages)?;
-        Ok(Arc::new(Self { format, queue, dropped: telemetry.access_log_dropped() }))
+        let dropped = telemetry.access_log_dropped();
+        writer::start(options.target.clone(), messages, dropped.clone())?;
+        Ok(Arc::new(Self { format, queue, dropped }))
     }
 
     /// Logs a request. Never waits.
@@ -159,6 +160,17 @@ mod tests {
         log.flush(LONG);
         assert_eq!(std::fs::read_to_string(moved).unwrap(), "GET 200\n");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "GET 503\n");
+    }
+
+    #[test]
+    fn a_full_disk_drops_and_counts() {
+        let format = Format::Custom("%REQ(:METHOD)%".to_owned());
+        let options = Options { target: Target::File("/dev/full".into()), format };
+        let telemetry = Telemetry::new();
+        let log = AccessLog::open(&options, &telemetry).unwrap();
+        (0..3).for_each(|_| log.log(&Sample::default().outcome()));
+        log.flush(LONG);
+        assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 3\n"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
+use metrics::Counter;
+
 use super::Target;
 
 /// How long lines are gathered before they are written, while there are any. A worker that queues a line then need not
@@ -27,9 +29,10 @@ pub(super) enum Message {
 }
 
 /// Opens the target and starts the thread. It ends when the log is dropped and its queue is empty.
-pub(super) fn start(target: Target, messages: Receiver<Message>) -> Result<(), String> {
+/// Lines that could not be written are counted in `lost`.
+pub(super) fn start(target: Target, messages: Receiver<Message>, lost: Counter) -> Result<(), String> {
     let output = open(&target).map_err(|error| describe(&target, &error))?;
-    let writer = Writer { target, output, batch: Vec::with_capacity(BATCH_BYTES), failing: false };
+    let writer = Writer { target, output, batch: Vec::with_capacity(BATCH_BYTES), failing: false, lost };
     thread::Builder::new()
         .name("access-log".to_owned())
         .spawn(move || writer.run(&messages))
@@ -42,6 +45,7 @@ struct Writer {
     output: Output,
     batch: Vec<u8>,
     failing: bool,
+    lost: Counter,
 }
 
 enum Output {
@@ -93,10 +97,14 @@ impl Writer {
     }
 
     fn write(&mut self) {
+        let mut rest = &self.batch[..];
         let result = match &mut self.output {
-            Output::Stdout => io::stdout().lock().write_all(&self.batch).and_then(|()| io::stdout().flush()),
-            Output::File(file) => file.write_all(&self.batch),
+            Output::Stdout => write_out(&mut io::stdout().lock(), &mut rest),
+            Output::File(file) => write_out(file, &mut rest),
         };
+        if result.is_err() {
+            self.lost.increment(rest.iter().filter(|byte| **byte == b'\n').count() as u64);
+        }
         self.batch.clear();
         match result {
             Ok(()) => self.failing = false,
@@ -111,6 +119,19 @@ impl Writer {
             }
         }
     }
+}
+
+/// As `write_all` and `flush`; on failure `rest` is what was not written.
+fn write_out(output: &mut impl Write, rest: &mut &[u8]) -> io::Result<()> {
+    while !rest.is_empty() {
+        match output.write(rest) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => *rest = &rest[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    output.flush()
 }
 
 fn open(target: &Target) -> io::Result<Output> {
