@@ -213,7 +213,8 @@ impl Scanner {
             }
             let path = entry.path();
             let mut metadata = entry.metadata();
-            if metadata.as_ref().is_ok_and(Metadata::is_symlink) {
+            let linked = metadata.as_ref().is_ok_and(Metadata::is_symlink);
+            if linked {
                 // Followed: a file of a mounted ConfigMap is one.
                 self.layout.note_link(&path);
                 metadata = fs::metadata(&path);
@@ -224,7 +225,8 @@ impl Scanner {
                     changes.extend(self.look_at(&path, &metadata));
                 }
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                // Gone since it was listed; but a link that is there and leads nowhere was not taken away.
+                Err(error) if error.kind() == ErrorKind::NotFound && !(linked && path.is_symlink()) => {}
                 Err(error) => self.layout.cannot_read(&path, &error),
             }
         }
@@ -247,7 +249,7 @@ impl Scanner {
                 self.seen.insert(path.to_owned(), seen);
                 (reported != Some(content)).then(|| FileChange { name: name(path), text: Some(text) })
             }
-            // Gone since it was listed, or never there: a link into nowhere. The next look decides.
+            // Gone since it was listed. The next look decides.
             Err(None) => None,
             Err(Some(problem)) => {
                 let seen = Seen { stamp, round, content: reported, problem: Some(problem) };
@@ -558,6 +560,17 @@ mod tests {
         dir.write("c.yaml", "3");
         dir.check_paths_only(&["c.yaml"], &["+c.yaml 3"]);
         dir.check(&["+a.yaml 2", "-b.yaml"]);
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_not_a_file_that_is_gone() {
+        let mut dir = Dir::with(&[("a.yaml", "1")]);
+        dir.check(&["+a.yaml 1"]);
+        fs::remove_file(dir.path("a.yaml")).unwrap();
+        symlink("nowhere", dir.path("a.yaml")).unwrap();
+        dir.check(&["!UnreadableFile a.yaml:1:1"]);
+        fs::remove_file(dir.path("a.yaml")).unwrap();
+        dir.check(&["-a.yaml"]);
     }
 
     #[test]
