@@ -130,8 +130,9 @@ struct Forward<'p> {
 enum Failure {
     /// No connection.
     Connect(std::io::Error),
-    /// The connection broke; `stale`: it had been kept and the peer had closed it meanwhile.
-    Broken { error: SideError, stale: bool },
+    /// The connection broke; `stale`: it had been kept and the peer had closed it meanwhile; `unsent`: the peer has not
+    /// processed the request for certain.
+    Broken { error: SideError, stale: bool, unsent: bool },
     /// Its time was up.
     Timeout,
     /// The client went away.
@@ -492,8 +493,10 @@ async fn forward_request(
                 return send_failure(down, request, answer, log, deadline).await;
             }
             // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
-            Failure::Broken { stale: true, .. }
-                if untouched && request.head.method.is_idempotent() && stale < STALE_TRIES =>
+            Failure::Broken { stale: true, unsent, .. }
+                if untouched
+                    && (unsent || request.head.method.is_idempotent())
+                    && stale < STALE_TRIES =>
             {
                 stale += 1;
                 continue;
@@ -510,14 +513,15 @@ async fn forward_request(
                 }
                 unreachable_upstream()
             }
-            Failure::Broken { error, .. } => {
+            Failure::Broken { error, unsent, .. } => {
                 if let Some(state) = state() {
                     state.report_failure(now_ms);
                 }
                 log.failure = Some(error.to_string());
                 failed += 1;
                 tried.push(address);
-                let safe = untouched && (request.head.method.is_idempotent() || retries.is_some());
+                let safe =
+                    untouched && (unsent || request.head.method.is_idempotent() || retries.is_some());
                 if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
                     continue;
                 }
@@ -652,7 +656,10 @@ async fn attempt(
         if response.status >= 200 || response.status == 101 {
             break got;
         }
-        interim(down, request, response).await;
+        // Of its own 100 and the upstream's the client gets one.
+        if !(http2 && expects_continue && response.status == 100) {
+            interim(down, request, response).await;
+        }
     };
     let answered_at = Instant::now();
     log.stages.first_byte = Some(answered_at - sent);
@@ -700,7 +707,11 @@ async fn open_http2(
 ) -> Result<OpenHttp2, Failure> {
     let (send, guard, reused) =
         worker.upstreams.http2(to.pool.slot, address, &to.pool.ir.limits).await.map_err(Failure::Connect)?;
-    let broken = |error: h2::Error| Failure::Broken { error: SideError::Reset(error), stale: reused };
+    let broken = |error: h2::Error| {
+        // It takes no more streams, however long those that are open may last.
+        guard.retire();
+        Failure::Broken { error: SideError::Reset(error), stale: reused, unsent: true }
+    };
     let mut send = send.ready().await.map_err(broken)?;
     let head = forward::http2_request(&request.head)
         .map_err(|e| Failure::ClientError(SideError::Io(std::io::Error::other(e))))?;
@@ -756,7 +767,8 @@ impl Waiting {
         match self.poll_head(cx, request, response) {
             Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
             Poll::Ready(Err(error)) => {
-                Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any }))
+                let unsent = error.is_unprocessed();
+                Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any, unsent }))
             }
             Poll::Pending => {
                 match limit {

@@ -30,6 +30,18 @@ pub enum SideError {
     Reset(h2::Error),
 }
 
+impl SideError {
+    /// Whether the peer says that it has not processed the request (RFC 9113 sections 6.8 and 8.7).
+    pub fn is_unprocessed(&self) -> bool {
+        match self {
+            Self::Reset(error) if error.is_remote() => {
+                error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl std::fmt::Display for SideError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -54,11 +54,21 @@ struct Shared {
 }
 
 /// Counts a stream of a shared connection for as long as it lives.
-pub struct StreamGuard(Rc<Cell<usize>>);
+pub struct StreamGuard {
+    streams: Rc<Cell<usize>>,
+    alive: Rc<Cell<bool>>,
+}
+
+impl StreamGuard {
+    /// Nobody opens another stream on the connection. Those that are open go on.
+    pub fn retire(&self) {
+        self.alive.set(false);
+    }
+}
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.streams.set(self.streams.get() - 1);
     }
 }
 
@@ -170,7 +180,7 @@ impl Shared {
     fn take(&self) -> StreamGuard {
         self.streams.set(self.streams.get() + 1);
         self.used.set(Instant::now());
-        StreamGuard(self.streams.clone())
+        StreamGuard { streams: self.streams.clone(), alive: self.alive.clone() }
     }
 }
 
