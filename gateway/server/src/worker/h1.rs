@@ -128,7 +128,9 @@ async fn active(
             exchange::exchange(worker, conn, Side::H1(side), &mut request, deadline).await?;
         let Side::H1(back) = back else { return None };
         side = back;
-        if !reusable || !keep || worker.draining.get() {
+        // Draining alone is no reason: a client that was not told to go may have sent its next request already. The
+        // answer to that one tells it.
+        if !reusable || !keep {
             linger(side, deadline).await;
             return None;
         }
