@@ -133,8 +133,7 @@ impl Configs {
             findings.push(Finding { listener: input.listener.clone(), severity, message, refused });
         };
         let mut usable = Vec::new();
-        for ir::Certificate { origin, chain_pem, key_pem } in
-            input.tls.certificates.iter().map(AsRef::as_ref)
+        for ir::Certificate { origin, chain_pem, key_pem } in input.tls.certificates.iter().map(AsRef::as_ref)
         {
             match Certificate::from_pem(chain_pem, key_pem) {
                 Ok(certificate) => {

@@ -191,13 +191,7 @@ impl Scanner {
         }
     }
 
-    fn enter(
-        &mut self,
-        directory: &Path,
-        metadata: &Metadata,
-        depth: usize,
-        changes: &mut Vec<FileChange>,
-    ) {
+    fn enter(&mut self, directory: &Path, metadata: &Metadata, depth: usize, changes: &mut Vec<FileChange>) {
         // A link to a directory above would go round for ever.
         if depth > MAX_DEPTH || !self.layout.entered.insert((metadata.dev(), metadata.ino())) {
             return;
@@ -276,7 +270,9 @@ impl Layout {
         if self.directories.contains(path) || self.roots.contains(path) {
             return Meaning::Everything;
         }
-        let (Some(parent), Some(file)) = (path.parent(), path.file_name()) else { return Meaning::Everything };
+        let (Some(parent), Some(file)) = (path.parent(), path.file_name()) else {
+            return Meaning::Everything;
+        };
         match self.read.get(parent) {
             Some(read) if !is_hidden(file.as_encoded_bytes()) => Meaning::File(read.join(file)),
             // In a directory that is watched for a root in it, what is beside the root is nobody's business.

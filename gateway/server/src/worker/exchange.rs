@@ -494,9 +494,7 @@ async fn forward_request(
             }
             // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
             Failure::Broken { stale: true, unsent, .. }
-                if untouched
-                    && (unsent || request.head.method.is_idempotent())
-                    && stale < STALE_TRIES =>
+                if untouched && (unsent || request.head.method.is_idempotent()) && stale < STALE_TRIES =>
             {
                 stale += 1;
                 continue;
@@ -520,8 +518,7 @@ async fn forward_request(
                 log.failure = Some(error.to_string());
                 failed += 1;
                 tried.push(address);
-                let safe =
-                    untouched && (unsent || request.head.method.is_idempotent() || retries.is_some());
+                let safe = untouched && (unsent || request.head.method.is_idempotent() || retries.is_some());
                 if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
                     continue;
                 }
