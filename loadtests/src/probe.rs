@@ -18,7 +18,7 @@ use crate::load::{Plan, Version};
 use crate::rig::http::Response;
 
 /// A step that takes longer has failed.
-const STEP: Duration = Duration::from_secs(20);
+const STEP: Duration = Duration::from_mins(1);
 /// Receive window of an HTTP/2 stream, unless a test wants the socket to be the limit.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -299,7 +299,7 @@ impl Sender {
             Outgoing::Http2(Some(stream)) => {
                 while !piece.is_empty() {
                     stream.reserve_capacity(piece.len());
-                    let capacity = poll_fn(|cx| stream.poll_capacity(cx).map(|granted| granted.transpose()));
+                    let capacity = poll_fn(|cx| stream.poll_capacity(cx).map(Option::transpose));
                     let granted = step("room for data", capacity).await?;
                     let granted = granted.ok_or("the stream is closed")?.min(piece.len());
                     stream.send_data(piece.split_to(granted), false).map_err(|error| error.to_string())?;
