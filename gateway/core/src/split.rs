@@ -136,6 +136,11 @@ impl CompiledSplit {
         Some(Choice { backend, issue_cookie: None, why })
     }
 
+    /// Tells this split from one with other backends or weights, or of another rule.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
     /// The share of each backend that is wanted: its weight and the sum of all. The sum is 0 if the rule is off.
     pub fn desired(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
         (0..self.backends).map(|i| (self.sequence.weight(i), self.sequence.total()))

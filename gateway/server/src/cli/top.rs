@@ -163,7 +163,8 @@ fn recent_splits(before: &Sample, now: &Sample) -> Vec<Vec<String>> {
     let new: Vec<_> = backends(&now.splits)
         .map(|(rule, b)| {
             let since = old.get(&(rule, string(&b["backend"]))).map_or(0, |b| requests(b));
-            (rule, requests(b).saturating_sub(since))
+            // Fewer than before: the weights were changed between the samples, and all of these came since.
+            (rule, requests(b).checked_sub(since).unwrap_or(requests(b)))
         })
         .collect();
     let mut rows = split_rows(&now.splits);

@@ -27,7 +27,9 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Cache};
 use fieldgate_core::balance::PoolState;
 use fieldgate_core::ir::PoolKey;
+use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::split::SplitState;
+use fieldgate_core::{RequestHead, ResponseHead};
 use fieldgate_wire::buffer::BufferPool;
 use fieldgate_wire::timer::Wheel;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -37,6 +39,8 @@ use crate::telemetry::Recorder;
 
 /// Size of a connection's read buffer in bytes.
 const BUFFER: usize = 16 * 1024;
+/// A head that grew larger than this, in bytes, is not kept for the next message.
+const HEAD: usize = 4 * 1024;
 /// Events taken from the kernel at once. A larger batch starts more requests before it sees the first response: more
 /// upstream connections in use at a time, each colder in every cache.
 const EVENTS: usize = 64;
@@ -80,7 +84,7 @@ pub struct WorkerReport {
     pub connections: u64,
     /// Requests in flight.
     pub requests: u64,
-    /// Per rule, how often each backend was chosen since the process started.
+    /// Per rule, how often each backend was chosen since the rule has had its backends and weights.
     pub splits: Vec<(String, Vec<(String, u64)>)>,
     /// Per pool and endpoint: requests in flight, idle connections.
     pub pools: Vec<(PoolKey, Vec<EndpointReport>)>,
@@ -149,6 +153,8 @@ pub(crate) struct Worker {
     pub wheel: Rc<Wheel>,
     pub buffers: Rc<BufferPool>,
     outs: RefCell<Vec<Vec<u8>>>,
+    request_heads: RefCell<Vec<RequestHead>>,
+    response_heads: RefCell<Vec<ResponseHead>>,
     cache: RefCell<Cache<Arc<ArcSwap<Published>>, Arc<Published>>>,
     current: RefCell<Current>,
     pub recorder: Recorder,
@@ -168,11 +174,24 @@ pub(crate) struct Worker {
 #[allow(clippy::redundant_allocation)]
 pub(crate) type Current = Rc<Arc<Published>>;
 
-/// How often each backend of a rule was chosen; at the rule's slot.
+/// How often each backend of a split was chosen; at its rule's slot.
 #[derive(Default)]
 pub(crate) struct Chosen {
-    rule: Option<Arc<str>>,
+    split: u64,
     counts: Vec<u64>,
+}
+
+impl Chosen {
+    fn count(&mut self, split: u64, backend: usize) {
+        if self.split != split {
+            self.split = split;
+            self.counts.clear();
+        }
+        if self.counts.len() <= backend {
+            self.counts.resize(backend + 1, 0);
+        }
+        self.counts[backend] += 1;
+    }
 }
 
 /// What is known of a downstream connection.
@@ -194,6 +213,8 @@ impl Worker {
             wheel: Rc::new(Wheel::new(Duration::from_millis(50))),
             buffers: BufferPool::new(BUFFER, RETAINED),
             outs: RefCell::default(),
+            request_heads: RefCell::default(),
+            response_heads: RefCell::default(),
             cache: RefCell::new(cache),
             current: RefCell::new(current),
             recorder: Recorder::new(&shared.telemetry, index),
@@ -242,27 +263,46 @@ impl Worker {
 
     pub fn give_out(&self, mut out: Vec<u8>) {
         let mut outs = self.outs.borrow_mut();
-        if out.capacity() <= BUFFER && outs.len() < RETAINED {
+        if (1..=BUFFER).contains(&out.capacity()) && outs.len() < RETAINED {
             out.clear();
             outs.push(out);
         }
     }
 
-    /// Counts a choice. Slots are used again, so the rule's name is kept with the counts.
-    pub fn count_choice(&self, slot: u32, rule: &Arc<str>, backend: usize) {
+    /// An empty head, whose memory is that of the one given back last: warm in every cache.
+    pub fn take_request_head(&self) -> RequestHead {
+        self.request_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_request_head(&self, mut head: RequestHead) {
+        let mut heads = self.request_heads.borrow_mut();
+        if heads.len() < RETAINED && head.headers.capacity() <= HEAD && head.target.capacity() <= HEAD {
+            head.clear();
+            heads.push(head);
+        }
+    }
+
+    /// As for requests.
+    pub fn take_response_head(&self) -> ResponseHead {
+        self.response_heads.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub fn give_response_head(&self, mut head: ResponseHead) {
+        let mut heads = self.response_heads.borrow_mut();
+        if heads.len() < RETAINED && (1..=HEAD).contains(&head.headers.capacity()) {
+            head.headers.clear();
+            heads.push(head);
+        }
+    }
+
+    /// Counts a choice. Counts begin anew with other weights: what was achieved is told beside what is wanted now.
+    pub fn count_choice(&self, rule: &CompiledRule, backend: usize) {
         let mut chosen = self.chosen.borrow_mut();
-        let slot = slot as usize;
+        let slot = rule.slot as usize;
         if chosen.len() <= slot {
             chosen.resize_with(slot + 1, Chosen::default);
         }
-        let entry = &mut chosen[slot];
-        if !entry.rule.as_ref().is_some_and(|r| Arc::ptr_eq(r, rule) || r == rule) {
-            *entry = Chosen { rule: Some(rule.clone()), counts: Vec::new() };
-        }
-        if entry.counts.len() <= backend {
-            entry.counts.resize(backend + 1, 0);
-        }
-        entry.counts[backend] += 1;
+        chosen[slot].count(rule.split.fingerprint(), backend);
     }
 
     fn report(&self) -> WorkerReport {
@@ -272,8 +312,8 @@ impl Worker {
             .snapshot
             .rules()
             .filter_map(|rule| {
-                let chosen =
-                    chosen.get(rule.slot as usize).filter(|c| c.rule.as_ref() == Some(&rule.ir.id))?;
+                let split = rule.split.fingerprint();
+                let chosen = chosen.get(rule.slot as usize).filter(|c| c.split == split)?;
                 let counts = &chosen.counts;
                 let names = rule.ir.backends.iter().map(|b| match &b.target {
                     fieldgate_core::ir::BackendTarget::Pool(key) => key.to_string(),
@@ -378,4 +418,20 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
         }
     }
     worker.recorder.flush();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_those_of_the_present_weights() {
+        let mut chosen = Chosen::default();
+        for backend in [0, 2, 0] {
+            chosen.count(7, backend);
+        }
+        assert_eq!(chosen.counts, [2, 0, 1]);
+        chosen.count(8, 1);
+        assert_eq!(chosen.counts, [0, 1]);
+    }
 }
