@@ -4,8 +4,6 @@
 //! There is no hash map: a head has a dozen fields, and a scan over well-known ids is cheaper than building a map.
 //! Names are stored in lower case. Parsing and serialising wire formats is not done here.
 
-use smallvec::SmallVec;
-
 /// Names that the gateway itself acts on. A field's id is found once, when it is pushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -186,8 +184,12 @@ struct Field {
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     bytes: Vec<u8>,
-    fields: SmallVec<[Field; 24]>,
+    fields: Vec<Field>,
 }
+
+/// Room for a usual head, made at the first field rather than grown into.
+const FIELDS: usize = 24;
+const BYTES: usize = 768;
 
 impl Headers {
     /// An empty list.
@@ -211,6 +213,11 @@ impl Headers {
         self.fields.is_empty()
     }
 
+    /// Bytes of names and values that there is room for without an allocation: 0 until the first field.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
     /// Bytes held by names and values, those of removed fields included.
     pub fn byte_len(&self) -> usize {
         self.bytes.len()
@@ -218,6 +225,7 @@ impl Headers {
 
     /// Adds a field at the end. The name is put into lower case; the caller has checked that both are valid.
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.make_room();
         let at = self.bytes.len();
         self.bytes.extend_from_slice(name);
         self.bytes[at..].make_ascii_lowercase();
@@ -228,6 +236,7 @@ impl Headers {
     /// As `push`, for a name known to be in lower case with a known id.
     pub fn push_known(&mut self, id: HeaderId, name: &'static str, value: &[u8]) {
         debug_assert_eq!(HeaderId::of(name.as_bytes()), id);
+        self.make_room();
         let at = self.bytes.len();
         self.bytes.extend_from_slice(name.as_bytes());
         self.push_value(at, name.len(), value, id);
@@ -243,6 +252,13 @@ impl Headers {
             name_len: name_len as u16,
             id,
         });
+    }
+
+    fn make_room(&mut self) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(BYTES);
+            self.fields.reserve(FIELDS);
+        }
     }
 
     fn name_of(&self, f: &Field) -> &[u8] {

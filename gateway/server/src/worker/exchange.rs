@@ -173,6 +173,7 @@ pub async fn exchange(
         }
     };
     record(worker, conn, &published, request, &log, Some(&response.headers));
+    worker.give_response_head(response);
     worker.requests.set(worker.requests.get() - 1);
     end
 }
@@ -314,7 +315,7 @@ fn decide_or_answer<'p>(
     let Some(choice) = choice else {
         return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n"));
     };
-    worker.count_choice(rule.slot, &rule.ir.id, choice.backend);
+    worker.count_choice(rule, choice.backend);
     log.backend = Some(choice.backend);
     let backend = &rule.backends[choice.backend];
     for filter in &backend.filters {
@@ -642,8 +643,15 @@ async fn attempt(
     if let Side::H1(s) = &side {
         log.upstream_local = Some(s.stream.local_addr());
     }
-    let mut wait =
-        Waiting { side, h2_response, upload: Transfer::default(), upload_failed: false, reused, any: false };
+    let mut wait = Waiting {
+        worker,
+        side,
+        h2_response,
+        upload: Transfer::default(),
+        upload_failed: false,
+        reused,
+        any: false,
+    };
     let expects_continue = request.expects_continue;
     if http2 && expects_continue {
         interim_continue(down).await;
@@ -681,7 +689,8 @@ async fn open_http1(
     let limits = &to.pool.ir.limits;
     let (stream, reused) = match worker.upstreams.reuse(to.pool.slot, address) {
         Some(stream) => (stream, true),
-        None => (upstream::connect(address, limits).await.map_err(Failure::Connect)?, false),
+        // Rare, and not to make every exchange larger.
+        None => (Box::pin(upstream::connect(address, limits)).await.map_err(Failure::Connect)?, false),
     };
     let mut side = H1Side::new(stream, worker.buffers.take(), worker.take_out());
     let upgrade = if matches!(down, Side::H1(_)) { request.upgrade.as_deref() } else { None };
@@ -718,7 +727,8 @@ async fn open_http2(
 }
 
 /// The time between the request's head sent and the response's head read, the body flowing meanwhile.
-struct Waiting {
+struct Waiting<'w> {
+    worker: &'w Worker,
     side: Side,
     h2_response: Option<h2::client::ResponseFuture>,
     upload: Transfer,
@@ -728,7 +738,7 @@ struct Waiting {
     any: bool,
 }
 
-impl Waiting {
+impl Waiting<'_> {
     #[allow(clippy::too_many_arguments)]
     fn poll(
         &mut self,
@@ -787,6 +797,9 @@ impl Waiting {
             Side::H1(side) => loop {
                 if !side.input.is_empty() {
                     self.any = true;
+                    if response.headers.capacity() == 0 {
+                        *response = self.worker.take_response_head();
+                    }
                     let headers = &mut response.headers;
                     headers.clear();
                     let parsed = parse_response(side.input.filled(), HeadLimits::default(), |n, v| {
@@ -820,6 +833,9 @@ impl Waiting {
                 let got = std::task::ready!(std::pin::Pin::new(future).poll(cx))?;
                 self.h2_response = None;
                 let (parts, recv) = got.into_parts();
+                if response.headers.capacity() == 0 {
+                    *response = self.worker.take_response_head();
+                }
                 forward::read_http2_response(response, &parts);
                 let body = if recv.is_end_stream() || request.head.method == Method::Head {
                     BodyKind::None
@@ -930,6 +946,9 @@ async fn respond(
                 BodyKind::Chunked | BodyKind::UntilClose => BodyKind::Chunked,
                 body => body,
             };
+            if side.out.capacity() == 0 {
+                side.out = worker.take_out();
+            }
             keep &= out_body != BodyKind::UntilClose && (upload.done || !upload_failed);
             let said = response.headers.has(HeaderId::ContentLength);
             if body == BodyKind::None

@@ -104,16 +104,15 @@ async fn active(
     stream: Stream,
     deadline: &Deadline,
 ) -> Option<Stream> {
-    let mut side = Box::new(H1Side::new(stream, worker.buffers.take(), worker.take_out()));
+    let mut side = Box::new(H1Side::new(stream, worker.buffers.take(), Vec::new()));
     let mut request = Request::default();
     loop {
         if side.input.is_empty() && !read_first(&mut side, deadline).await? {
-            let H1Side { stream, out, .. } = *side;
-            worker.give_out(out);
-            return Some(stream);
+            return Some(side.stream);
         }
         let started = Instant::now();
         deadline.set(HEADER);
+        request.head = worker.take_request_head();
         match read_head(&mut side, &mut request, conn, deadline).await {
             Ok(true) => {}
             Ok(false) => return None,
@@ -128,6 +127,9 @@ async fn active(
             exchange::exchange(worker, conn, Side::H1(side), &mut request, deadline).await?;
         let Side::H1(back) = back else { return None };
         side = back;
+        // What is given back now is what the next request of any connection takes.
+        worker.give_request_head(std::mem::take(&mut request.head));
+        worker.give_out(std::mem::take(&mut side.out));
         // Draining alone is no reason: a client that was not told to go may have sent its next request already. The
         // answer to that one tells it.
         if !reusable || !keep {
@@ -167,11 +169,7 @@ async fn read_head(
     }
 }
 
-pub(super) fn parse(
-    input: &[u8],
-    request: &mut Request,
-    https: bool,
-) -> Result<Option<usize>, Malformed> {
+pub(super) fn parse(input: &[u8], request: &mut Request, https: bool) -> Result<Option<usize>, Malformed> {
     let head = &mut request.head;
     head.clear();
     let parsed = parse_request(input, HeadLimits::default(), |name, value| {

@@ -92,7 +92,7 @@ async fn stream_exchange(
 ) {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
-    let mut request = Request { started, ..Request::default() };
+    let mut request = Request { started, head: worker.take_request_head(), ..Request::default() };
     request.head.https = conn.tls;
     if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream()) {
         let answer = Answer::new(400, why.as_str(), "DPE", "bad request\n");
@@ -106,6 +106,7 @@ async fn stream_exchange(
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
     // The side that comes back is dropped: a request body not read to its end is then reset, as it should be.
     let _ = exchange::exchange(worker, conn, side, &mut request, &deadline).await;
+    worker.give_request_head(request.head);
 }
 
 /// The same rules as for HTTP/1, before the head can become HTTP/1 (RFC 9113 section 8.3).

@@ -200,7 +200,7 @@ impl H1Side {
     fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
-        trailers: &mut Option<Headers>,
+        trailers: &mut Option<Box<Headers>>,
     ) -> Poll<Result<Piece, SideError>> {
         loop {
             match &mut self.read {
@@ -221,7 +221,7 @@ impl H1Side {
                         return Poll::Ready(Ok(Piece::Data(len)));
                     }
                     Decoded::End { skip, trailers: from } => {
-                        *trailers = parse_trailers(&self.input.filled()[from..skip])?;
+                        *trailers = parse_trailers(&self.input.filled()[from..skip])?.map(Box::new);
                         self.input.consume(skip);
                         self.read = Read::Done;
                         return Poll::Ready(Ok(Piece::End));
@@ -369,7 +369,7 @@ impl H2Side {
     fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
-        trailers: &mut Option<Headers>,
+        trailers: &mut Option<Box<Headers>>,
     ) -> Poll<Result<Piece, SideError>> {
         if !self.current.is_empty() {
             return Poll::Ready(Ok(Piece::Data(self.current.len())));
@@ -385,7 +385,7 @@ impl H2Side {
                 Some(Err(e)) => return Poll::Ready(Err(e.into())),
                 None => {
                     if let Some(map) = ready!(recv.poll_trailers(cx))? {
-                        *trailers = Some(headers_of(&map));
+                        *trailers = Some(Box::new(headers_of(&map)));
                     }
                     self.recv = None;
                     return Poll::Ready(Ok(Piece::End));
@@ -447,7 +447,7 @@ impl Side {
     pub fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
-        trailers: &mut Option<Headers>,
+        trailers: &mut Option<Box<Headers>>,
     ) -> Poll<Result<Piece, SideError>> {
         match self {
             Self::H1(s) => s.poll_body(cx, trailers),
@@ -522,7 +522,8 @@ pub struct Transfer {
     /// Whether the whole body, trailers included, was handed over and flushed.
     pub done: bool,
     ended: bool,
-    trailers: Option<Headers>,
+    /// Apart, for few bodies have any and room for a head is large.
+    trailers: Option<Box<Headers>>,
 }
 
 /// Which side broke a transfer.
@@ -537,7 +538,7 @@ pub enum TransferError {
 impl Transfer {
     /// The trailers that came, once the body is over.
     pub fn trailers(&self) -> Option<&Headers> {
-        self.trailers.as_ref()
+        self.trailers.as_deref()
     }
 
     /// Moves what can be moved. Back-pressure is that nothing is read which the sink did not take.
@@ -560,8 +561,8 @@ impl Transfer {
                 Piece::End => {
                     self.ended = true;
                     match to {
-                        Side::H1(s) => s.finish(self.trailers.as_ref()),
-                        Side::H2(s) => s.finish(self.trailers.as_ref()),
+                        Side::H1(s) => s.finish(self.trailers.as_deref()),
+                        Side::H2(s) => s.finish(self.trailers.as_deref()),
                     }
                     .map_err(Sink)?;
                 }

@@ -105,6 +105,17 @@ impl Upstreams {
         if let Some(shared) = self.free_stream(slot, address) {
             return Ok((shared.send.clone(), shared.take(), true));
         }
+        // Rare, and not to make every exchange larger.
+        let (send, guard) = Box::pin(self.open_http2(slot, address, limits)).await?;
+        Ok((send, guard, false))
+    }
+
+    async fn open_http2(
+        &self,
+        slot: u32,
+        address: SocketAddr,
+        limits: &PoolLimits,
+    ) -> io::Result<(SendRequest<Bytes>, StreamGuard)> {
         let stream = connect(address, limits).await?;
         let mut builder = h2::client::Builder::new();
         builder
@@ -132,7 +143,7 @@ impl Upstreams {
         let guard = shared.take();
         let send = shared.send.clone();
         self.endpoints.borrow_mut().entry((slot, address)).or_default().shared.push(shared);
-        Ok((send, guard, false))
+        Ok((send, guard))
     }
 
     fn free_stream(&self, slot: u32, address: SocketAddr) -> Option<Shared> {
