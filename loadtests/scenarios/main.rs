@@ -90,7 +90,11 @@ const SCENARIOS: &[Scenario] = &[
     scenario("desync", "no request of http-desync-guardian reaches the upstream ambiguous", desync::run),
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
-    Scenario { ci: false, ..scenario("bench-h1", "CPU per request against HAProxy and others", bench::run) },
+    Scenario {
+        ci: false,
+        ..scenario("bench-h1", "CPU per small HTTP/1.1 request against peers", bench::small)
+    },
+    Scenario { ci: false, ..scenario("bench", "CPU per request against peers in many cases", bench::all) },
 ];
 
 /// Holds a built gateway against its promises.
@@ -124,9 +128,12 @@ struct Arguments {
     /// Connections of bench-h1.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 512])]
     connections: Vec<usize>,
-    /// Peers of bench-h1 beside the gateway.
+    /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy.
     #[arg(long, value_delimiter = ',', default_values_t = ["haproxy".to_owned()])]
     peers: Vec<String>,
+    /// Cases of `bench`; all by default.
+    #[arg(long, value_delimiter = ',')]
+    cases: Vec<String>,
 }
 
 /// A backend in a process of its own: how scenarios start theirs.
