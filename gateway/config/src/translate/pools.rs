@@ -131,6 +131,10 @@ impl Pools {
                 self.insert(&mut pools, pool, stated);
             }
         }
+        for object in objects.of(Kind::WorkloadEntry) {
+            let Spec::WorkloadEntry(spec) = &object.spec else { continue };
+            warn_of_ignored_in_workload(object, spec, "spec", notes.entry(object.key()).or_default());
+        }
         // Last, because a Pool may stand for a Service.
         for object in objects.of(Kind::Pool) {
             let Spec::Pool(spec) = &object.spec else { continue };
@@ -578,15 +582,25 @@ fn warn_of_ignored(object: &Object, spec: &ServiceEntrySpec, note: &mut Notes) {
         "write DNS to say so",
     );
     for (at, endpoint) in spec.endpoints.iter().enumerate() {
+        warn_of_ignored_in_workload(object, endpoint, &format!("spec.endpoints[{at}]"), note);
+    }
+}
+
+fn warn_of_ignored_in_workload(object: &Object, spec: &WorkloadEntrySpec, at: &str, note: &mut Notes) {
+    let mut warn = |field: &str, message: &str, hint: &str| {
+        let warning = object.warning("UnsupportedValue", &format!("{at}.{field}"), message);
+        note.diagnostics.push(warning.hint(hint));
+    };
+    if spec.network.is_some() {
         warn(
-            endpoint.network.is_some(),
-            &format!("spec.endpoints[{at}].network"),
+            "network",
             "an endpoint is connected to directly, in whatever network it is: this field has no effect",
             "give an address that can be reached from here",
         );
+    }
+    if spec.service_account.is_some() {
         warn(
-            endpoint.service_account.is_some(),
-            &format!("spec.endpoints[{at}].serviceAccount"),
+            "serviceAccount",
             "the identities of endpoints are not checked: this field has no effect",
             "connections to endpoints are plain until TLS to upstreams is there",
         );
