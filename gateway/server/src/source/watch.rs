@@ -332,7 +332,7 @@ mod tests {
         let Places::Some(paths) = &burst.places else { panic!("every place is known") };
         assert_eq!(paths.len(), 1000);
         // It may go on, but not for ever.
-        assert_eq!(burst.lasts(began + PATIENCE - QUIET / 2), Some(QUIET / 2));
+        assert_eq!(burst.lasts(began + Duration::from_millis(245)), Some(Duration::from_millis(5)));
         assert_eq!(burst.lasts(began + PATIENCE), None);
         // More places than a short look is good for.
         for n in 1000..=MANY {
