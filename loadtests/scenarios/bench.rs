@@ -192,10 +192,9 @@ fn table(figures: &mut Figures, case: &Case, rows: &[Row]) {
 }
 
 impl Row {
-    /// CPU per request against the best of the others; nothing if there is no other.
+    /// CPU per request against the best peer; nothing if there is none. The first row is the gateway's own.
     fn ratio(&self, rows: &[Row]) -> Option<f64> {
-        let others = rows.iter().filter(|row| row.name != self.name && row.name != rows[0].name);
-        let best = others.map(|row| row.median.micros).fold(f64::INFINITY, f64::min);
+        let best = rows.iter().skip(1).map(|row| row.median.micros).fold(f64::INFINITY, f64::min);
         best.is_finite().then(|| self.median.micros / best)
     }
 
