@@ -9,14 +9,20 @@ use std::process::Command;
 use fieldgate_config::kinds::Kind;
 use regex::Regex;
 
-/// The ways in which the sources write a response code detail.
+/// The ways in which the sources write a response code detail, and a flag beside it.
 const DETAILS: [&str; 6] = [
-    r#"Answer::new\(\s*\d+,\s*"([^"]+)""#,
+    r#"Answer::new\(\s*\w+,\s*"([^"]+)""#,
     r#"details = "([^"]+)""#,
     r#"details: "([^"]+)","#,
-    r#"Self::\w+ => "((?:http1|request)[^"]+)""#,
+    r#"\("[A-Z]{2,4}", "([a-z][^"]+)"\)"#,
     r#"fn details\(self\) -> &'static str \{\s*"([^"]+)""#,
     r#""(rbac_[a-z_]+)\["#,
+];
+const FLAGS: [&str; 4] = [
+    r#"Answer::new\(\s*\w+,\s*[^,]+,\s*"([A-Z]{2,4})""#,
+    r#"flags = "([A-Z]{2,4})""#,
+    r#"\("([A-Z]{2,4})", "[a-z][^"]+"\)"#,
+    r#"fn flags\(self\) -> &'static str \{\s*"([^"]+)""#,
 ];
 
 #[test]
@@ -34,12 +40,19 @@ fn metrics() {
 }
 
 #[test]
-fn response_code_details() {
-    let sources = ["gateway/server/src/worker", "gateway/core/src", "gateway/wire/src", "plugins/src"];
+fn response_flags_and_details() {
+    let page = reference();
+    let sources = ["gateway/server/src/worker", "gateway/core/src", "plugins/src"];
     let text: String = sources.into_iter().map(self::sources).collect();
-    let names: BTreeSet<_> = DETAILS.iter().flat_map(|pattern| found(&text, pattern)).collect();
-    assert!(names.len() > 20, "the patterns find details no more: {names:?}");
-    all_described(&reference(), "response code detail", &names);
+    let mut details: BTreeSet<_> = DETAILS.iter().flat_map(|pattern| found(&text, pattern)).collect();
+    details.extend(found(&self::sources("gateway/wire/src/h1/head.rs"), r#"Self::\w+ => "([^"]+)""#));
+    assert!(details.len() > 25, "the patterns find details no more: {details:?}");
+    all_described(&page, "response code detail", &details);
+    let flags: BTreeSet<_> = FLAGS.iter().flat_map(|pattern| found(&text, pattern)).collect();
+    assert!(flags.len() > 6, "the patterns find flags no more: {flags:?}");
+    for flag in flags {
+        assert!(page.contains(&format!("| {flag} |")), "docs/reference.md does not describe the flag {flag}");
+    }
 }
 
 #[test]
