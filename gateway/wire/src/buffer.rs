@@ -22,30 +22,38 @@ pub const DEFAULT_SIZE: usize = 16 * 1024;
 /// Buffers kept for reuse unless the pool is told otherwise: 4 MiB of the default size.
 pub const DEFAULT_RETAINED: usize = 256;
 
-/// A worker's stock of equally sized buffers.
+/// How much larger the storage is that a buffer gets after a read that filled the usual one: a long body then takes a
+/// quarter of the system calls, and leaves in segments as large as they may be.
+const LARGE: usize = 4;
+
+/// A worker's stock of buffers.
 pub struct BufferPool {
     free: RefCell<Vec<Box<[u8]>>>,
+    free_large: RefCell<Vec<Box<[u8]>>>,
     size: usize,
     retained: usize,
     outstanding: Cell<usize>,
 }
 
 impl BufferPool {
-    /// A pool of buffers of `size` bytes, of which at most `retained` are kept while nobody uses them.
+    /// A pool of buffers of `size` bytes, of which at most `retained` are kept while nobody uses them, and a quarter of
+    /// that in buffers four times as large.
     pub fn new(size: usize, retained: usize) -> Rc<Self> {
         assert!(size > 0, "a buffer of no bytes cannot be read into");
-        Rc::new(Self { free: RefCell::default(), size, retained, outstanding: Cell::new(0) })
+        let (free, free_large) = (RefCell::default(), RefCell::default());
+        Rc::new(Self { free, free_large, size, retained, outstanding: Cell::new(0) })
     }
 
     /// An empty buffer. It has no storage until something is put into it.
     pub fn take(self: &Rc<Self>) -> PooledBuf {
-        PooledBuf { storage: Box::default(), start: 0, end: 0, pool: Rc::clone(self) }
+        PooledBuf { storage: Box::default(), start: 0, end: 0, large: false, pool: Rc::clone(self) }
     }
 
-    fn storage(&self) -> Box<[u8]> {
+    fn storage(&self, large: bool) -> Box<[u8]> {
         self.outstanding.set(self.outstanding.get() + 1);
-        let recycled = self.free.borrow_mut().pop();
-        recycled.unwrap_or_else(|| allocate(self.size))
+        let (free, size) = if large { (&self.free_large, self.size * LARGE) } else { (&self.free, self.size) };
+        let recycled = free.borrow_mut().pop();
+        recycled.unwrap_or_else(|| allocate(size))
     }
 
     /// The size of a buffer as it is taken.
@@ -60,7 +68,7 @@ impl BufferPool {
 
     /// Buffers that wait to be used again.
     pub fn idle(&self) -> usize {
-        self.free.borrow().len()
+        self.free.borrow().len() + self.free_large.borrow().len()
     }
 
     fn give_back(&self, storage: Box<[u8]>) {
@@ -68,8 +76,13 @@ impl BufferPool {
             return;
         }
         self.outstanding.set(self.outstanding.get() - 1);
-        let mut free = self.free.borrow_mut();
-        if storage.len() == self.size && free.len() < self.retained {
+        let (free, retained) = match storage.len() {
+            len if len == self.size => (&self.free, self.retained),
+            len if len == self.size * LARGE => (&self.free_large, self.retained / (LARGE * LARGE)),
+            _ => return,
+        };
+        let mut free = free.borrow_mut();
+        if free.len() < retained {
             free.push(storage);
         }
     }
@@ -97,6 +110,8 @@ pub struct PooledBuf {
     storage: Box<[u8]>,
     start: usize,
     end: usize,
+    /// The next storage is a large one.
+    large: bool,
     pool: Rc<BufferPool>,
 }
 
@@ -123,7 +138,11 @@ impl PooledBuf {
 
     /// Bytes that the buffer holds at most before it grows, consumed ones included.
     pub fn capacity(&self) -> usize {
-        if self.storage.is_empty() { self.pool.size } else { self.storage.len() }
+        match self.storage.len() {
+            0 if self.large => self.pool.size * LARGE,
+            0 => self.pool.size,
+            len => len,
+        }
     }
 
     /// The room after the filled bytes. Its content is whatever was there before.
@@ -161,7 +180,7 @@ impl PooledBuf {
 
     fn hold(&mut self) {
         if self.storage.is_empty() {
-            self.storage = self.pool.storage();
+            self.storage = self.pool.storage(self.large);
         }
     }
 
@@ -175,7 +194,7 @@ impl PooledBuf {
     }
 
     /// Makes room for at least `additional` bytes: by moving if that is enough, else by growing. A grown buffer is
-    /// not kept by the pool.
+    /// kept by the pool only if it is just as large as its large ones.
     pub fn reserve(&mut self, additional: usize) {
         if self.spare_len() >= additional {
             return;
@@ -216,6 +235,7 @@ impl PooledBuf {
         let count = target.filled().len();
         if count > 0 {
             self.fill(count);
+            self.large = count >= self.pool.size && self.end == self.storage.len() || count > self.pool.size;
         } else if self.is_empty() {
             self.clear();
         }
@@ -335,6 +355,21 @@ mod tests {
         let mut buf = pool.take();
         buf.extend_from_slice(b"a");
         buf.consume(2);
+    }
+
+    #[tokio::test]
+    async fn a_read_that_fills_the_storage_makes_the_next_one_large() {
+        let pool = BufferPool::new(4, 32);
+        let mut buf = pool.take();
+        let mut source: &[u8] = b"abcdefghijklmnopqrstuvwxyz";
+        for expected in [4, 16, 6] {
+            assert_eq!(buf.read_from(&mut source).await.unwrap(), expected);
+            buf.clear();
+        }
+        assert_eq!(buf.capacity(), 16);
+        assert_eq!((buf.read_from(&mut &b"ab"[..]).await.unwrap(), buf.capacity()), (2, 16));
+        buf.clear();
+        assert_eq!((buf.capacity(), pool.idle(), pool.outstanding()), (4, 2, 0));
     }
 
     #[tokio::test]
