@@ -45,7 +45,7 @@ fn number(text: &str) -> Resolved {
     }
     let unsigned = text.strip_prefix(['-', '+']).unwrap_or(text);
     if !unsigned.is_empty() && unsigned.bytes().all(|b| b.is_ascii_digit()) {
-        return text.parse().map_or(Resolved::Text, Resolved::Int);
+        return text.parse().map_or_else(|_| float(text), Resolved::Int);
     }
     if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
         return Resolved::Float(if text.starts_with('-') { f64::NEG_INFINITY } else { f64::INFINITY });
@@ -54,7 +54,12 @@ fn number(text: &str) -> Resolved {
         return Resolved::Float(f64::NAN);
     }
     // Rust's own parser takes "inf", "nan" and "infinity" too; those begin with a letter and never come here unsigned.
-    if is_float(unsigned) { text.parse().map_or(Resolved::Text, Resolved::Float) } else { Resolved::Text }
+    if is_float(unsigned) { float(text) } else { Resolved::Text }
+}
+
+/// Also what is too large for an integer: a number stays one.
+fn float(text: &str) -> Resolved {
+    text.parse().map_or(Resolved::Text, Resolved::Float)
 }
 
 fn radix(digits: &str, radix: u32) -> Resolved {
@@ -100,6 +105,7 @@ mod tests {
             ("-7", Resolved::Int(-7)),
             ("+7", Resolved::Int(7)),
             ("007", Resolved::Int(7)),
+            ("-10000000000000000000000000000000000000000", Resolved::Float(-1e40)),
             ("0x1F", Resolved::Int(31)),
             ("0o17", Resolved::Int(15)),
             ("0x+1", Resolved::Text),
