@@ -63,8 +63,8 @@ fn check(chain: &[u8], key: &[u8]) {
     };
     assert!(certificate.names().iter().all(|n| !n.bytes().any(|b| b.is_ascii_uppercase())));
     for name in certificate.names() {
-        let host = name.replacen("*.", "x.", 1);
-        assert!(name.starts_with("*.") || certificate.covers(&host), "{name}");
+        let host = name.strip_prefix("*.").map_or_else(|| name.clone(), |parent| format!("x.{parent}"));
+        assert!(certificate.covers(&host), "{name}");
         assert!(!certificate.covers(&format!("y.x.{host}")) || certificate.names().len() > 1);
     }
     for now in [0, 1_700_000_000, u32::MAX.into()] {

@@ -154,16 +154,24 @@ fn takes(pattern: &str, origin: &str) -> bool {
     if pattern == "*" {
         return true;
     }
-    // The last `]` ends an address in brackets, in which colons are no ports.
-    let expression =
-        regex::Regex::new(r"^(?i)(https?)://((?:[^/?#@]*\])?[^/?#@\]]*?)(?::\+?([0-9]+))?$").expect("valid");
     let parts = |text: &str| {
-        let found = expression.captures(text)?;
-        let scheme = found[1].to_ascii_lowercase();
-        let own = if scheme == "https" { 443 } else { 80 };
-        let port = found.get(3).map_or(Some(own), |port| port.as_str().parse::<u16>().ok())?;
-        let host = found[2].to_ascii_lowercase();
-        (!host.is_empty() && !host.ends_with(':')).then_some((scheme, host, port))
+        let (scheme, authority) =
+            text.to_ascii_lowercase().split_once("://").map(|(s, a)| (s.to_owned(), a.to_owned()))?;
+        let own = match &*scheme {
+            "https" => Some(443),
+            "http" => Some(80),
+            _ => None,
+        };
+        // The last `]` ends an address in brackets, in which colons are no ports.
+        let colon = match authority.rfind(']') {
+            Some(end) => authority[end..].find(':').map(|at| end + at),
+            None => authority.rfind(':'),
+        };
+        let (host, port) = match colon {
+            Some(at) => (&authority[..at], Some(authority[at + 1..].parse::<u16>().ok()?)),
+            None => (&*authority, own),
+        };
+        (!host.is_empty() && !host.contains(['/', '?', '#', '@'])).then(|| (scheme, host.to_owned(), port))
     };
     let (Some(pattern), Some(origin)) = (parts(pattern), parts(origin)) else { return false };
     let host = match pattern.1.strip_prefix('*') {
