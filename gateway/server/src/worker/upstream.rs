@@ -23,9 +23,10 @@ use super::Worker;
 const STREAMS: usize = 100;
 /// Idle HTTP/1 connections per endpoint and worker.
 const IDLE: usize = 512;
-/// HTTP/2 receive windows in bytes: a stream's bounds what a slow client makes us hold.
+/// HTTP/2 receive windows in bytes: a stream's bounds what a slow client makes us hold. The connection's has room for all
+/// of its streams: with less, a few slow clients would stop everybody else's responses on it.
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
 
 /// All upstream connections of a worker.
 #[derive(Default)]
