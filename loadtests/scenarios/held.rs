@@ -80,7 +80,7 @@ fn ensure_kept(name: &str, tally: &Tally) -> Result<(), String> {
 
 /// Exchanges in flight: a download and an upload by every way, and WebSockets by those that have them.
 pub struct Held {
-    downloads: Vec<(Exchange, u64)>,
+    downloads: Vec<(&'static str, Exchange, u64)>,
     uploads: Vec<(Exchange, u64)>,
     websockets: Vec<Exchange>,
 }
@@ -93,7 +93,7 @@ impl Held {
             let mut download = probe.open(&Ask::get(&format!("/bytes/{DOWNLOAD}"))).await?;
             let head = download.receiver.head().await?;
             ensure(head.status == 200, || format!("download: status {}", head.status))?;
-            held.downloads.push((download, 0));
+            held.downloads.push((way.name, download, 0));
             held.uploads.push((probe.open(&Ask::post("/upload", Framing::Streamed)).await?, 0));
             if way.plan.version == Version::Http1 {
                 held.websockets.push(websocket(&probe).await?);
@@ -105,15 +105,17 @@ impl Held {
 
     /// Moves a piece of each, and checks that it arrived where that can be seen.
     pub async fn step(&mut self) -> Result<(), String> {
-        for (download, read) in &mut self.downloads {
-            *read += download.receiver.read(PIECE.len() as u64).await?;
+        for (way, download, read) in &mut self.downloads {
+            let more = download.receiver.read(PIECE.len() as u64).await;
+            *read += more.map_err(|error| format!("{way}: a download after {read} bytes: {error}"))?;
         }
         for (upload, sent) in &mut self.uploads {
-            upload.sender.send(PIECE).await?;
+            let taken = upload.sender.send(PIECE).await;
+            taken.map_err(|error| format!("an upload after {sent} bytes: {error}"))?;
             *sent += PIECE.len() as u64;
         }
         for websocket in &mut self.websockets {
-            echo(websocket).await?;
+            echo(websocket).await.map_err(|error| format!("a WebSocket: {error}"))?;
         }
         Ok(())
     }
@@ -121,9 +123,10 @@ impl Held {
     /// Ends all of them, complete.
     pub async fn finish(mut self) -> Result<(), String> {
         self.step().await?;
-        for (download, read) in &mut self.downloads {
-            let read = *read + download.receiver.rest().await?;
-            ensure(read == DOWNLOAD, || format!("a download of {DOWNLOAD} bytes ended after {read}"))?;
+        for (way, download, read) in &mut self.downloads {
+            let rest = download.receiver.rest().await;
+            let rest = rest.map_err(|error| format!("{way}: the rest of a download: {error}"))?;
+            ensure(*read + rest == DOWNLOAD, || format!("{way}: a download lacks bytes: {read} + {rest}"))?;
         }
         for (upload, sent) in &mut self.uploads {
             let seen = upload.complete(Bytes::new(), &[]).await;

@@ -22,7 +22,7 @@ const STEP: usize = 25;
 const HANDSHAKES: usize = 4;
 
 pub fn run(context: &Context) -> Outcome {
-    let reloads = context.count(1000, 120);
+    let reloads = context.count(1000, 60);
     let mut scene = Scene::new(context)?;
     let ways = scene.edge.ways();
     let loads = Loads::start(&ways, false)?;

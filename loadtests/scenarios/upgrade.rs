@@ -67,7 +67,7 @@ impl Scene {
 
     /// What was in flight ends on the old process, and with it the process.
     async fn upgrade(&mut self, workers: usize, ways: &[Way], loads: &Loads) -> Result<(), String> {
-        let mut held = Held::open(ways).await?;
+        let mut held = Held::open(ways).await.map_err(|error| format!("before: {error}"))?;
         let old = self.take_over(workers)?;
         held.step().await?;
         progress(loads)?;
