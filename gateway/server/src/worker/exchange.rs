@@ -775,7 +775,8 @@ impl Waiting<'_> {
             Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
             Poll::Ready(Err(error)) => {
                 let unsent = error.is_unprocessed();
-                Poll::Ready(Err(Failure::Broken { error, stale: self.reused && !self.any, unsent }))
+                let stale = self.reused && !self.any && error.may_be_stale();
+                Poll::Ready(Err(Failure::Broken { error, stale, unsent }))
             }
             Poll::Pending => {
                 match limit {

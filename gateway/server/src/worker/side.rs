@@ -40,6 +40,15 @@ impl SideError {
             _ => false,
         }
     }
+
+    /// Whether it can mean that a kept connection was closed meanwhile. A peer that resets one stream is alive and has
+    /// decided about the request, unless it says that it has not processed it.
+    pub fn may_be_stale(&self) -> bool {
+        match self {
+            Self::Reset(error) => !error.is_reset() || self.is_unprocessed(),
+            Self::Io(_) | Self::Malformed(_) => true,
+        }
+    }
 }
 
 impl std::fmt::Display for SideError {
