@@ -136,6 +136,17 @@ pub(super) struct UploadReport {
     pub(super) crc32: u32,
 }
 
+/// What is known of a request whose body was summed up.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Receipt {
+    pub(super) method: String,
+    pub(super) target: String,
+    pub(super) host: String,
+    pub(super) bytes: u64,
+    pub(super) crc32: u32,
+    pub(super) trailers: Vec<(String, String)>,
+}
+
 /// What `/echo` answers.
 #[derive(Serialize, Default)]
 pub(super) struct EchoReport {
@@ -148,8 +159,12 @@ pub(super) struct EchoReport {
     pub(super) trailers: Vec<(String, String)>,
 }
 
-/// The answer that a path stands for. Asking for `/healthz/fail` and `/healthz/ok` sets what `/healthz` says.
+/// The answer that a path stands for. What went to `/upload` is listed by `/received`. Asking for `/healthz/fail` and `/healthz/ok` sets what `/healthz` says.
 pub(super) fn answer(path: &str, state: &State) -> Answer {
+    let path = match &state.always {
+        Some(always) if !matches!(path, "/stats" | "/received") => always,
+        _ => path,
+    };
     let (path, query) = path.split_once('?').unwrap_or((path, ""));
     match path {
         "/upload" => return Answer::Upload,
@@ -165,6 +180,10 @@ pub(super) fn answer(path: &str, state: &State) -> Answer {
         "/trailers" => return Answer::Trailers,
         "/ws" => return Answer::WebSocket,
         "/stats" => return Answer::Whole(Whole::json(&state.counters)),
+        "/received" => {
+            let received = state.received.lock().expect("nobody panics with the lock");
+            return Answer::Whole(Whole::json(&*received));
+        }
         "/healthz" => return Answer::Whole(health(state)),
         "/healthz/fail" => state.healthy.store(false, Ordering::Relaxed),
         "/healthz/ok" => state.healthy.store(true, Ordering::Relaxed),

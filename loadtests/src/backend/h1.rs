@@ -11,7 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::answer::{Answer, BLOCK, Cut, EchoReport, ROOT, TRAILER, TRICKLE, UploadReport, Whole, answer};
+use super::answer::{
+    Answer, BLOCK, Cut, EchoReport, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole, answer,
+};
 use super::{State, count, websocket};
 
 /// Bytes of a connection's input buffer.
@@ -145,20 +147,20 @@ impl Connection<'_> {
                 expects_continue = true;
             }
         }
-        let next =
-            if parsed.path == Some("/") && parsed.method == Some("GET") && body == Body::Done && keep_alive {
-                Next::Root
-            } else {
-                Next::Request(Box::new(Request {
-                    method: parsed.method.unwrap_or_default().to_owned(),
-                    target: parsed.path.unwrap_or_default().to_owned(),
-                    minor,
-                    headers: parsed.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect(),
-                    body,
-                    keep_alive,
-                    expects_continue,
-                }))
-            };
+        let is_root = parsed.path == Some("/") && self.state.always.is_none();
+        let next = if is_root && parsed.method == Some("GET") && body == Body::Done && keep_alive {
+            Next::Root
+        } else {
+            Next::Request(Box::new(Request {
+                method: parsed.method.unwrap_or_default().to_owned(),
+                target: parsed.path.unwrap_or_default().to_owned(),
+                minor,
+                headers: parsed.headers.iter().map(|h| (h.name.to_owned(), text(h.value))).collect(),
+                body,
+                keep_alive,
+                expects_continue,
+            }))
+        };
         self.input.advance(length);
         Ok(next)
     }
@@ -177,6 +179,14 @@ impl Connection<'_> {
             Answer::Whole(whole) => self.whole(&request, &whole),
             Answer::Upload | Answer::Stall => {
                 let report = UploadReport { bytes: received.bytes, crc32: received.crc32 };
+                self.state.receipt(Receipt {
+                    method: request.method.clone(),
+                    target: request.target.clone(),
+                    host: request.header("host").unwrap_or_default().to_owned(),
+                    bytes: received.bytes,
+                    crc32: received.crc32,
+                    trailers: received.trailers,
+                });
                 self.whole(&request, &Whole::json(&report));
             }
             Answer::Echo => {

@@ -15,7 +15,9 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
-use super::answer::{Answer, BLOCK, Cut, EchoReport, ROOT, TRAILER, TRICKLE, UploadReport, Whole, answer};
+use super::answer::{
+    Answer, BLOCK, Cut, EchoReport, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole, answer,
+};
 use super::rewound::Rewound;
 use super::{NEVER, State, count};
 
@@ -101,6 +103,14 @@ impl Exchange<'_> {
         match answer {
             Answer::Whole(whole) => self.whole(&whole),
             Answer::Upload | Answer::Stall => {
+                self.state.receipt(Receipt {
+                    method: head.method.to_string(),
+                    target: path.to_owned(),
+                    host: head.uri.authority().map(ToString::to_string).unwrap_or_default(),
+                    bytes: received.bytes,
+                    crc32: received.crc32,
+                    trailers: received.trailers,
+                });
                 self.whole(&Whole::json(&UploadReport { bytes: received.bytes, crc32: received.crc32 }))
             }
             Answer::Echo => self.whole(&Whole::json(&EchoReport {

@@ -9,10 +9,11 @@ mod h2;
 mod rewound;
 mod websocket;
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -26,6 +27,8 @@ use tokio::task::{LocalSet, spawn_local};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const BACKLOG: i32 = 4096;
+/// Receipts that are kept.
+const RECEIPTS: usize = 4096;
 /// Longer than any scenario.
 const NEVER: Duration = Duration::from_hours(24);
 
@@ -50,13 +53,16 @@ pub struct Options {
     /// Close each connection after so many milliseconds without a request.
     #[arg(long)]
     pub close_idle: Option<u64>,
+    /// The path that every request is answered for, whatever it asks, apart from `/stats` and `/received`.
+    #[arg(long, value_name = "PATH")]
+    pub always: Option<String>,
 }
 
 impl Options {
     /// A backend at this address that closes nothing by itself.
     pub fn at(listen: SocketAddr, name: &str) -> Self {
         let name = name.to_owned();
-        Self { listen, name, mode: Mode::Auto, threads: 1, close_after: None, close_idle: None }
+        Self { listen, name, mode: Mode::Auto, threads: 1, close_after: None, close_idle: None, always: None }
     }
 }
 
@@ -95,6 +101,10 @@ pub fn serve(options: &Options) -> io::Result<()> {
 #[derive(Debug, Default, Serialize)]
 struct Counters {
     connections: AtomicU64,
+    /// Open now.
+    open: AtomicU64,
+    /// The most that were open at once.
+    most_open: AtomicU64,
     requests: AtomicU64,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
@@ -111,6 +121,9 @@ struct State {
     counters: Counters,
     close_after: u64,
     close_idle: Duration,
+    always: Option<String>,
+    /// Requests whose bodies were summed up, the latest last.
+    received: Mutex<VecDeque<answer::Receipt>>,
     /// The whole HTTP/1.1 answer to `/`, so that the hot path is one copy.
     root_h1: Vec<u8>,
 }
@@ -124,8 +137,18 @@ impl State {
             counters: Counters::default(),
             close_after: options.close_after.unwrap_or(u64::MAX),
             close_idle: options.close_idle.map_or(NEVER, Duration::from_millis),
+            always: options.always.clone(),
+            received: Mutex::default(),
             root_h1: h1::root_answer(&options.name),
         }
+    }
+
+    fn receipt(&self, receipt: answer::Receipt) {
+        let mut received = self.received.lock().expect("nobody panics with the lock");
+        if received.len() == RECEIPTS {
+            received.pop_front();
+        }
+        received.push_back(receipt);
     }
 
     /// Ends when `/resume` is asked for.
@@ -160,10 +183,13 @@ async fn accept(socket: std::net::TcpListener, mode: Mode, state: Arc<State>) ->
         // A connection that died in the queue is its client's affair, not a reason to stop.
         let Ok((stream, _)) = listener.accept().await else { continue };
         count(&state.counters.connections, 1);
+        let open = state.counters.open.fetch_add(1, Ordering::Relaxed) + 1;
+        state.counters.most_open.fetch_max(open, Ordering::Relaxed);
         let state = Arc::clone(&state);
         spawn_local(async move {
             // How a connection ends is the client's to judge.
-            let _ = connection(stream, mode, state).await;
+            let _ = connection(stream, mode, Arc::clone(&state)).await;
+            state.counters.open.fetch_sub(1, Ordering::Relaxed);
         });
     }
 }

@@ -180,6 +180,11 @@ impl Backend {
         Self::start_with(name, address, directory, cpu, &[])
     }
 
+    /// Starts a backend that answers every request as it would answer one for `path`.
+    pub fn start_always(name: &str, path: &str, directory: &Path) -> Result<Self, String> {
+        Self::start_with(name, ports::free(), directory, None, &["--always", path])
+    }
+
     /// As [`Backend::start_at`], with options more.
     pub fn start_with(
         name: &str,
