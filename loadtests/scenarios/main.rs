@@ -5,6 +5,7 @@ mod aborts;
 mod backpressure;
 mod bench;
 mod clients;
+mod connections;
 mod context;
 mod crossing;
 mod desync;
@@ -15,6 +16,7 @@ mod failure;
 mod faults;
 mod held;
 mod memory;
+mod mirror;
 mod raw;
 mod reloads;
 mod routes;
@@ -88,6 +90,12 @@ const SCENARIOS: &[Scenario] = &[
         faults::config_dir,
     ),
     scenario("desync", "no request of http-desync-guardian reaches the upstream ambiguous", desync::run),
+    scenario("mirror", "mirrors get the same requests, and what they do with them harms nobody", mirror::run),
+    scenario(
+        "connections",
+        "a pool's limit of connections holds, and requests wait for it",
+        connections::run,
+    ),
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
     Scenario {

@@ -544,7 +544,7 @@ pub struct PoolLimits {
     pub connect_timeout: Duration,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
-    /// Connections per endpoint and worker.
+    /// Connections per endpoint, over all workers.
     pub max_connections: u32,
 }
 

@@ -7,6 +7,7 @@ pub mod balance;
 pub mod filter;
 pub mod head;
 pub mod ir;
+pub mod mirror;
 pub mod path;
 pub mod route;
 pub mod snapshot;

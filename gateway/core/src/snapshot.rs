@@ -18,6 +18,7 @@ use imbl::{OrdMap, Vector};
 use crate::balance::CompiledPool;
 use crate::head::RequestHead;
 use crate::ir::{self, BackendTarget, Filter, ListenerKey, ObjectKey, PoolKey, Touched};
+use crate::mirror::CompiledMirror;
 use crate::route::{BadRoute, CompiledRoute, Entry, Matches, Table};
 use crate::split::CompiledSplit;
 pub use addresses::AddressTable;
@@ -68,6 +69,8 @@ pub struct CompiledRule {
     pub split: CompiledSplit,
     /// Its backends.
     pub backends: Vec<CompiledBackend>,
+    /// Its mirrors, apart from those of single backends.
+    pub mirrors: Box<[CompiledMirror]>,
 }
 
 /// A backend, compiled.
@@ -79,6 +82,8 @@ pub struct CompiledBackend {
     pub weight: u32,
     /// Its own filters.
     pub filters: Vec<Filter>,
+    /// Its own mirrors.
+    pub mirrors: Box<[CompiledMirror]>,
 }
 
 /// An object that was refused.
@@ -243,25 +248,43 @@ impl Snapshot {
     }
 
     fn compile_rule(&mut self, route: &ObjectKey, rule: &Arc<ir::Rule>) -> Arc<CompiledRule> {
+        let mut places = 0..;
+        let mirrors = self.compile_mirrors(&rule.filters, &rule.id, &mut places);
         let backends = rule.backends.iter().map(|backend| CompiledBackend {
-            pool: match &backend.target {
-                BackendTarget::Pool(key) => Ok(self.pool_slots.acquire(key)),
-                BackendTarget::Invalid(why) => Err(why.clone()),
-            },
+            pool: self.target_slot(&backend.target),
             weight: backend.weight,
             filters: backend.filters.clone(),
+            mirrors: self.compile_mirrors(&backend.filters, &rule.id, &mut places),
         });
         let backends = backends.collect();
-        for key in mirrored(rule) {
-            self.pool_slots.acquire(key);
-        }
         Arc::new(CompiledRule {
             ir: rule.clone(),
             route: route.clone(),
             slot: self.rule_slots.acquire(&(route.kind, rule.id.clone())),
             split: CompiledSplit::new(&rule.backends, rule.split.clone(), &rule.id),
             backends,
+            mirrors,
         })
+    }
+
+    fn compile_mirrors(
+        &mut self,
+        filters: &[Filter],
+        rule_id: &str,
+        places: &mut impl Iterator<Item = u32>,
+    ) -> Box<[CompiledMirror]> {
+        let mirrors = mirrors(filters).zip(places);
+        mirrors
+            .map(|(ir, place)| CompiledMirror::new(ir.clone(), self.target_slot(&ir.backend), rule_id, place))
+            .collect()
+    }
+
+    /// Takes the slot of a target's pool; [`Snapshot::release_rule`] gives it back.
+    fn target_slot(&mut self, target: &BackendTarget) -> Result<u32, Arc<str>> {
+        match target {
+            BackendTarget::Pool(key) => Ok(self.pool_slots.acquire(key)),
+            BackendTarget::Invalid(why) => Err(why.clone()),
+        }
     }
 
     fn release_rule(&mut self, rule: &CompiledRule) {
@@ -395,12 +418,16 @@ fn pool_of(target: &BackendTarget) -> Option<&PoolKey> {
     }
 }
 
-fn mirrored(rule: &ir::Rule) -> impl Iterator<Item = &PoolKey> {
-    let filters = rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters));
-    filters.filter_map(|filter| match filter {
-        Filter::Mirror(mirror) => pool_of(&mirror.backend),
+fn mirrors(filters: &[Filter]) -> impl Iterator<Item = &Arc<ir::Mirror>> {
+    filters.iter().filter_map(|filter| match filter {
+        Filter::Mirror(mirror) => Some(mirror),
         _ => None,
     })
+}
+
+fn mirrored(rule: &ir::Rule) -> impl Iterator<Item = &PoolKey> {
+    let of_backends = rule.backends.iter().flat_map(|b| mirrors(&b.filters));
+    mirrors(&rule.filters).chain(of_backends).filter_map(|mirror| pool_of(&mirror.backend))
 }
 
 /// The policies of a listener; the list before if it is the same.

@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{ConnectionFacts, Sticky};
+use fieldgate_core::ir::{BackendTarget, ConnectionFacts, Sticky};
 use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::{AddressTable, CompiledListener, CompiledRule};
 use fieldgate_core::split::{SplitState, Why};
@@ -70,6 +70,9 @@ pub struct Winner {
     pub split: String,
     /// Its backends.
     pub backends: Vec<BackendShare>,
+    /// Who gets copies, and how many.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
 }
 
 /// A backend of the rule.
@@ -266,8 +269,28 @@ fn take(snapshot: &Snapshot, entry: &Entry, question: &Question, now_ms: u64) ->
         matched: entry.path_text(),
         split: split_text(rule, choice.map(|c| c.why)),
         backends,
+        mirrors: mirrors(rule),
     };
     (winner, result)
+}
+
+fn mirrors(rule: &CompiledRule) -> Vec<String> {
+    let of_backends = rule.backends.iter().enumerate().flat_map(|(index, backend)| {
+        backend.mirrors.iter().map(move |mirror| (mirror, Some(backend_name(&rule.ir, index))))
+    });
+    let all = rule.mirrors.iter().map(|mirror| (mirror, None)).chain(of_backends);
+    all.map(|(mirror, of)| {
+        let share = match (mirror.ir.numerator, mirror.ir.denominator) {
+            (all, of) if all == of => "every request".to_owned(),
+            (some, of) => format!("{some} of {of} requests"),
+        };
+        let of = of.map(|backend| format!(" of those for {backend}")).unwrap_or_default();
+        match (&mirror.ir.backend, &mirror.pool) {
+            (BackendTarget::Pool(key), Ok(_)) => format!("{key}: {share}{of}"),
+            (BackendTarget::Invalid(why), _) | (_, Err(why)) => format!("none: {why}"),
+        }
+    })
+    .collect()
 }
 
 fn has_redirect(rule: &CompiledRule) -> bool {
@@ -328,6 +351,9 @@ impl fmt::Display for Answer {
                     "        {mark} {}  weight {} of {}, {}",
                     b.backend, b.weight, b.of, b.endpoints
                 )?;
+            }
+            for mirror in &rule.mirrors {
+                writeln!(f, "mirror     {mirror}")?;
             }
         }
         if !self.others.is_empty() {

@@ -212,7 +212,7 @@ impl Start {
         let opened = tokio::task::spawn_blocking(move || Source::open(&paths)).await;
         let (source, first) = opened.map_err(|error| error.to_string())??;
         let shared = shared(&options)?;
-        let workers = spawn_workers(&options, &shared)?;
+        let workers = spawn_workers(&shared)?;
         let task = Control::new(Parts {
             shared: Arc::clone(&shared),
             workers: workers.len(),
@@ -304,13 +304,19 @@ fn shared(options: &RunOptions) -> Result<Arc<Shared>, String> {
         published: Arc::new(ArcSwap::from_pointee(published)),
         telemetry,
         started: Instant::now(),
+        workers: worker_count(options),
+        room_news: Arc::default(),
         draining: AtomicBool::new(false),
     }))
 }
 
-fn spawn_workers(options: &RunOptions, shared: &Arc<Shared>) -> Result<Vec<Arc<WorkerHandle>>, String> {
+fn worker_count(options: &RunOptions) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let count = options.workers.unwrap_or_else(cores).max(1);
+    options.workers.unwrap_or_else(cores).max(1)
+}
+
+fn spawn_workers(shared: &Arc<Shared>) -> Result<Vec<Arc<WorkerHandle>>, String> {
+    let count = shared.workers;
     (0..count)
         .map(|index| worker::spawn(index, Arc::clone(shared)).map(Arc::new))
         .collect::<Result<_, _>>()

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_plugins::authz::Authorizer;
+use tokio::sync::Notify;
 
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::AccessLog;
@@ -34,6 +35,10 @@ pub struct Shared {
     pub telemetry: Arc<Telemetry>,
     /// When the process started.
     pub started: Instant,
+    /// How many workers there are.
+    pub workers: usize,
+    /// Wakes workers when requests of one wait for connections that others keep, or some were given up.
+    pub room_news: Arc<Notify>,
     /// Set once, when the process begins to drain.
     pub draining: AtomicBool,
 }

@@ -368,13 +368,6 @@ fn pool(
         }
         found.endpoints.clone()
     };
-    if spec.max_connections_per_endpoint.is_some() {
-        note.diagnostics.push(object.warning(
-            "UnsupportedValue",
-            "spec.maxConnectionsPerEndpoint",
-            "connections are not limited yet: this field has no effect",
-        ));
-    }
     let limits = PoolLimits::default();
     Some(Pool {
         key: key("Pool", &object.namespace, &object.name, 0),

@@ -482,14 +482,6 @@ impl Context<'_> {
                 let dot = if field.is_empty() { "" } else { "." };
                 (format!("[{at}]{dot}{field}"), message)
             })?;
-            if matches!(filter, Filter::Mirror(_)) {
-                let warning = self.object.warning(
-                    "UnsupportedValue",
-                    &format!("{place}[{at}].requestMirror"),
-                    "requests are not mirrored yet: this filter has no effect",
-                );
-                notes.diagnostics.push(warning.hint("everything else in the rule works as written"));
-            }
             // Only mirrors may be repeated (HTTPRouteRule.filters); a redirect leaves nothing to rewrite.
             let twice = !matches!(filter, Filter::Mirror(_))
                 && out.iter().any(|f| std::mem::discriminant(f) == std::mem::discriminant(&filter));

@@ -1,4 +1,5 @@
-//! What all workers know about one endpoint: the verdict of active checks, and whether it is left alone after failures.
+//! What all workers know about one endpoint: the verdict of active checks, whether it is left alone after failures, and
+//! how many connections it has.
 //!
 //! Every atomic stands for itself and is only a hint about the future, so relaxed ordering is enough. They are written
 //! when something changes and not per request, so the cache line stays shared while all is well.
@@ -22,6 +23,8 @@ pub struct EndpointState {
     ejected_until_ms: AtomicU64,
     failures: AtomicU32,
     ejections: AtomicU32,
+    connections: AtomicU32,
+    waiting: AtomicU32,
 }
 
 impl EndpointState {
@@ -34,6 +37,8 @@ impl EndpointState {
             ejected_until_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
         }
     }
 
@@ -103,6 +108,35 @@ impl EndpointState {
     /// It refused a connection: nobody listens there. Ejects at once. Says whether it did.
     pub fn report_refused(&self, now_ms: u64) -> bool {
         self.eject_for_longer(now_ms)
+    }
+
+    /// Counts a connection that is about to be opened, unless there are `limit` already. Says whether it did.
+    pub fn connect(&self, limit: u32) -> bool {
+        self.connections.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok()
+    }
+
+    /// A connection that was counted is closed.
+    pub fn disconnect(&self) {
+        self.connections.fetch_sub(1, Relaxed);
+    }
+
+    /// Connections of all workers.
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Relaxed)
+    }
+
+    /// A request begins to wait for a connection, or has ended waiting.
+    pub fn set_waiting(&self, waits: bool) {
+        if waits {
+            self.waiting.fetch_add(1, Relaxed);
+        } else {
+            self.waiting.fetch_sub(1, Relaxed);
+        }
+    }
+
+    /// Requests of all workers that wait for a connection.
+    pub fn waiting(&self) -> u32 {
+        self.waiting.load(Relaxed)
     }
 
     /// One burst of failures, seen by many workers, counts as one ejection.
@@ -182,6 +216,15 @@ mod tests {
         assert!(!e.set_healthy(false));
         assert!(e.set_healthy(true));
         assert!(e.available(2));
+    }
+
+    #[test]
+    fn connections_end_at_the_limit() {
+        let e = endpoint();
+        assert_eq!([e.connect(2), e.connect(2), e.connect(2)], [true, true, false]);
+        e.disconnect();
+        assert!(e.connect(2));
+        assert_eq!(e.connections(), 2);
     }
 
     #[test]

@@ -185,7 +185,12 @@ fn mirrors_and_backends_hold_their_pools_slots() {
     let first = from_scratch(&now);
     let slots: Vec<_> =
         ["p", "p2", "m1", "m2"].iter().map(|n| first.pool_slot(&pool_key(n)).unwrap()).collect();
-    assert_eq!(std::collections::BTreeSet::from_iter(slots).len(), 4);
+    assert_eq!(std::collections::BTreeSet::from_iter(&slots).len(), 4);
+    let rule = first.rules().next().unwrap();
+    let compiled = |m: &CompiledMirror| (m.pool.clone(), m.place);
+    assert_eq!(rule.mirrors.iter().map(compiled).collect::<Vec<_>>(), [(Ok(slots[2]), 0)]);
+    assert_eq!(rule.backends[0].mirrors.iter().map(compiled).collect::<Vec<_>>(), [(Ok(slots[3]), 1)]);
+    assert!(rule.backends[1].mirrors.is_empty());
     now.routes.insert(route_key("a"), route("a", &[], vec![prefix("/a")]));
     let second = after(&first, &now, &["a"]);
     let held = ["p", "p2", "m1", "m2"].map(|n| second.pool_slot(&pool_key(n)).is_some());

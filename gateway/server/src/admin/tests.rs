@@ -44,6 +44,8 @@ impl Admin {
                 published: Arc::new(ArcSwap::from_pointee(published)),
                 telemetry: Telemetry::new(),
                 started: Instant::now(),
+                workers: 1,
+                room_news: Arc::default(),
                 draining: AtomicBool::new(false),
             }),
             workers: Vec::new(),

@@ -39,6 +39,8 @@ impl Rig {
             published: Arc::new(ArcSwap::from_pointee(published)),
             telemetry: Telemetry::new(),
             started: Instant::now(),
+            workers: 1,
+            room_news: Arc::default(),
             draining: AtomicBool::new(false),
         });
         let (control, events) = channel();

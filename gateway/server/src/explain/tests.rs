@@ -95,3 +95,27 @@ fn an_answer_survives_json_and_is_readable() {
     let text = answer.to_string();
     assert!(text.contains("Pool default/old  weight 9 of 10, 1 of 1 endpoints available"), "{text}");
 }
+
+#[test]
+fn mirrors_are_named_with_their_share() {
+    let filters = "  - name: all
+    filters:
+    - type: RequestMirror
+      requestMirror: {backendRef: {group: fieldgate.dev, kind: Pool, name: new}}
+    - type: RequestMirror
+      requestMirror: {backendRef: {group: fieldgate.dev, kind: Pool, name: old}, fraction: {numerator: 1, denominator: 3}}
+";
+    let one = "name: old, weight: 9";
+    let of_one = "name: old, weight: 9, filters: [{type: RequestMirror, requestMirror: \
+        {backendRef: {group: fieldgate.dev, kind: Pool, name: new}, percent: 5}}]";
+    let text = EDGE.replace("  - name: all\n", filters).replace(one, of_one);
+    let answer = ask(&text, "http://shop.example.com:8080/", &[]);
+    let lines = [
+        "Pool default/new: every request",
+        "Pool default/old: 1 of 3 requests",
+        "Pool default/new: 5 of 100 requests of those for Pool default/old",
+    ];
+    assert_eq!(answer.rule.as_ref().unwrap().mirrors, lines);
+    let text = answer.to_string();
+    assert!(lines.iter().all(|line| text.contains(&format!("mirror     {line}\n"))), "{text}");
+}

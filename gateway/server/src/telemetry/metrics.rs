@@ -35,11 +35,12 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 
 const UNKNOWN: &str = "unknown";
 
-const COUNTERS: [(&str, &str); 6] = [
+const COUNTERS: [(&str, &str); 7] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
     ("fieldgate_upstream_retries_total", "Requests tried again at another endpoint, by pool."),
+    ("fieldgate_mirror_requests_total", "Copies of requests for mirrors, by rule, pool and outcome."),
     ("fieldgate_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
     ("fieldgate_authz_total", "Requests that matched an authorization policy, by policy and action."),
 ];

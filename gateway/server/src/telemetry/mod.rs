@@ -6,6 +6,7 @@
 pub mod access_log;
 pub mod exposition;
 mod metrics;
+mod mirrors;
 pub mod outcome;
 mod recorder;
 mod series;
@@ -13,5 +14,6 @@ mod series;
 mod testing;
 
 pub use metrics::{Telemetry, backend_name, route_of};
+pub use mirrors::{MirrorCounts, MirrorOutcome};
 pub use outcome::{Outcome, Stages};
 pub use recorder::Recorder;

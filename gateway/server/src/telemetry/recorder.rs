@@ -1,13 +1,15 @@
 //! A worker's metrics: plain cells, found by a small key and poured into the shared series once a second.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 
-use fieldgate_core::ir::{ListenerKey, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
+use fieldgate_core::ir::{ListenerKey, Mirror, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
 use metrics::{Counter, Gauge};
 use rustc_hash::FxHashMap;
 
 use super::metrics::{IstioLabels, IstioSeries, Telemetry};
+use super::mirrors::MirrorCounts;
 use super::outcome::{Outcome, STAGES};
 use super::series::LocalHistogram;
 
@@ -23,6 +25,8 @@ pub struct Recorder {
     connections: RefCell<FxHashMap<ListenerKey, Connections>>,
     retries: RefCell<FxHashMap<PoolKey, LocalCounter>>,
     authz: RefCell<FxHashMap<AuthzKey, AuthzCell>>,
+    /// By address, as with [`CellKey`].
+    mirrors: RefCell<FxHashMap<usize, Rc<MirrorCounts>>>,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -58,7 +62,7 @@ struct AuthzCell {
     idle: Cell<u32>,
 }
 
-struct LocalCounter {
+pub(super) struct LocalCounter {
     count: Cell<u64>,
     shared: Counter,
 }
@@ -78,6 +82,7 @@ impl Recorder {
             connections: RefCell::default(),
             retries: RefCell::default(),
             authz: RefCell::default(),
+            mirrors: RefCell::default(),
         }
     }
 
@@ -136,15 +141,25 @@ impl Recorder {
         cell.matches.add();
     }
 
+    /// The counts of a mirror of the rule `rule`.
+    pub fn mirror(&self, mirror: &Arc<Mirror>, rule: &str) -> Rc<MirrorCounts> {
+        let mut mirrors = self.mirrors.borrow_mut();
+        let counts = mirrors
+            .entry(address(Some(mirror)))
+            .or_insert_with(|| Rc::new(MirrorCounts::new(&self.telemetry, mirror, rule)));
+        Rc::clone(counts)
+    }
+
     /// Pours everything into the shared series. Called each second, and before a scrape.
     pub fn flush(&self) {
         self.cells.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
         for (stage, local) in self.stages.iter().enumerate() {
             local.flush(self.telemetry.stage(stage));
         }
-        self.connections.borrow().values().for_each(|c| c.total.flush());
-        self.retries.borrow().values().for_each(LocalCounter::flush);
+        self.connections.borrow().values().for_each(|c| _ = c.total.flush());
+        self.retries.borrow().values().for_each(|c| _ = c.flush());
         self.authz.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
+        self.mirrors.borrow_mut().retain(|_, counts| MirrorCounts::flush(counts) < IDLE_FLUSHES);
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {
@@ -247,19 +262,21 @@ impl AuthzCell {
 }
 
 impl LocalCounter {
-    fn new(shared: Counter) -> Self {
+    pub(super) fn new(shared: Counter) -> Self {
         Self { count: Cell::new(0), shared }
     }
 
-    fn add(&self) {
+    pub(super) fn add(&self) {
         self.count.set(self.count.get() + 1);
     }
 
-    fn flush(&self) {
+    /// Says whether there was anything.
+    pub(super) fn flush(&self) -> bool {
         let count = self.count.take();
         if count > 0 {
             self.shared.increment(count);
         }
+        count > 0
     }
 }
 
@@ -278,6 +295,7 @@ fn action_name(action: PolicyAction) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::MirrorOutcome;
     use crate::telemetry::testing::Sample;
 
     #[test]
@@ -324,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_retries_and_policies() {
+    fn connections_retries_policies_and_mirrors() {
         let telemetry = Telemetry::new();
         let recorder = Recorder::new(&telemetry, 0);
         let sample = Sample::default();
@@ -335,6 +353,10 @@ mod tests {
         let policy =
             ObjectKey { kind: "AuthorizationPolicy", namespace: "default".into(), name: "deny".into() };
         recorder.authz(&policy, PolicyAction::Deny, true);
+        let target = fieldgate_core::ir::BackendTarget::Pool(sample.pool.key.clone());
+        let mirror = Arc::new(Mirror { backend: target, numerator: 1, denominator: 1 });
+        recorder.mirror(&mirror, "default/shop#1").add(MirrorOutcome::Dropped);
+        recorder.mirror(&mirror, "default/shop#1").add(MirrorOutcome::Dropped);
         drop(recorder);
         let text = telemetry.render(|_| ());
         for line in [
@@ -342,6 +364,8 @@ mod tests {
             "fieldgate_downstream_connections_total{listener=\"default/edge/http\"} 2",
             "fieldgate_upstream_retries_total{pool=\"Service default/shop:80\"} 1",
             "fieldgate_authz_total{policy=\"default/deny\",action=\"DENY\",dry_run=\"true\"} 1",
+            "fieldgate_mirror_requests_total{rule=\"default/shop#1\",pool=\"Service default/shop:80\",outcome=\"dropped\"} 2",
+            "fieldgate_mirror_requests_total{rule=\"default/shop#1\",pool=\"Service default/shop:80\",outcome=\"sent\"} 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in {text}");
         }

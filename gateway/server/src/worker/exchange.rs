@@ -2,6 +2,7 @@
 //!
 //! Decisions are core's; this file carries them out and sees to it that every request has exactly one outcome on record.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -22,19 +23,20 @@ use fieldgate_wire::timer::{Deadline, with_deadline};
 use h2::Reason;
 use smallvec::SmallVec;
 
+use super::capacity::{NoPlace, Queued};
 use super::local::{self, Answer};
 use super::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
-use super::upstream::{self, StreamGuard};
-use super::{Connection, Worker, forward};
+use super::upstream::{NoConnection, StreamGuard};
+use super::{Connection, Worker, capacity, forward, mirror};
 use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
 /// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
 const STREAM_IDLE: Duration = Duration::from_mins(5);
 /// Endpoints tried at most when connections cannot be opened, retries of the route apart.
-const CONNECT_TRIES: u32 = 3;
+pub(super) const CONNECT_TRIES: u32 = 3;
 /// Kept connections found closed at most, one after the other.
-const STALE_TRIES: u32 = 16;
+pub(super) const STALE_TRIES: u32 = 16;
 
 /// A request as a downstream codec hands it over.
 pub struct Request {
@@ -124,12 +126,17 @@ struct Forward<'p> {
     backend: usize,
     pool: &'p CompiledPool,
     issue_cookie: Option<String>,
+    copies: Option<Box<mirror::Copies>>,
+    tee: Option<Rc<mirror::Tee>>,
+    waiting: Cell<Option<Queued>>,
 }
 
 /// How an attempt at an upstream failed before a response began.
-enum Failure {
+pub(super) enum Failure {
     /// No connection.
     Connect(std::io::Error),
+    /// No connection within the pool's limit.
+    Full,
     /// The connection broke; `stale`: it had been kept and the peer had closed it meanwhile; `unsent`: the peer has not
     /// processed the request for certain.
     Broken { error: SideError, stale: bool, unsent: bool },
@@ -168,7 +175,10 @@ pub async fn exchange(
     let mut response = ResponseHead::default();
     let end = match decision {
         Decision::Answer(answer) => send_answer(down, request, answer, &mut log, deadline).await,
-        Decision::Forward(to) => {
+        Decision::Forward(mut to) => {
+            if let Some(copies) = to.copies.take() {
+                to.tee = copies.send(worker, &published, request.body);
+            }
             forward_request(worker, down, request, to, &mut log, &mut response, deadline).await
         }
     };
@@ -318,8 +328,16 @@ fn decide_or_answer<'p>(
     worker.count_choice(rule, choice.backend);
     log.backend = Some(choice.backend);
     let backend = &rule.backends[choice.backend];
+    let mut copies = None;
+    let mirrored = request.upgrade.is_none();
+    if mirrored && !rule.mirrors.is_empty() {
+        mirror::copy(worker, rule, &rule.mirrors, head, &mut copies);
+    }
     for filter in &backend.filters {
         apply(filter, entry, head, port, log)?;
+    }
+    if mirrored && !backend.mirrors.is_empty() {
+        mirror::copy(worker, rule, &backend.mirrors, head, &mut copies);
     }
     let slot = match &backend.pool {
         Ok(slot) => *slot,
@@ -332,7 +350,16 @@ fn decide_or_answer<'p>(
         return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
     };
     log.pool = Some(pool);
-    Ok(Forward { rule, backend: choice.backend, pool, issue_cookie: choice.issue_cookie })
+    let issue_cookie = choice.issue_cookie;
+    Ok(Forward {
+        rule,
+        backend: choice.backend,
+        pool,
+        issue_cookie,
+        copies,
+        tee: None,
+        waiting: Cell::default(),
+    })
 }
 
 /// A filter's effect on the request.
@@ -426,19 +453,32 @@ async fn forward_request(
     let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
     // Kept connections that turned out closed say nothing about an endpoint and do not use up its tries.
     let (mut failed, mut stale) = (0, 0);
+    let mut waited = false;
     let retries = to.rule.ir.retry.as_ref();
     let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
     let tries = retries.map_or(0, |r| r.attempts) + 1;
     loop {
-        let in_flight = match pick(worker, to.pool, &tried) {
+        let http2 = speaks_http2(to.pool, &request.head);
+        let in_flight = match capacity::pick(worker, to.pool, http2, &tried, waited) {
             Ok(in_flight) => in_flight,
-            Err(none) => {
+            Err(NoPlace::NoEndpoint(none)) => {
                 let answer = if tried.is_empty() {
                     Answer::new(503, none.details(), none.flags(), "no healthy upstream\n")
                 } else {
                     unreachable_upstream()
                 };
                 return send_failure(down, request, answer, log, deadline).await;
+            }
+            Err(NoPlace::Full(full)) => {
+                let waiting = to.waiting.take().or_else(|| Queued::begin(worker, to.pool, full, limit));
+                if let Some(waiting) = waiting
+                    && Box::pin(waiting.wait()).await
+                {
+                    to.waiting.set(Some(waiting));
+                    waited = true;
+                    continue;
+                }
+                return send_failure(down, request, capacity::overflow(), log, deadline).await;
             }
         };
         let address = in_flight.address;
@@ -498,6 +538,11 @@ async fn forward_request(
                 if untouched && (unsent || request.head.method.is_idempotent()) && stale < STALE_TRIES =>
             {
                 stale += 1;
+                continue;
+            }
+            // Another worker was faster.
+            Failure::Full => {
+                log.attempts -= 1;
                 continue;
             }
             Failure::Connect(error) => {
@@ -568,10 +613,10 @@ async fn send_failure(
 }
 
 /// A request at an endpoint, counted for as long as this lives, however it ends.
-struct InFlight<'w> {
+pub(super) struct InFlight<'w> {
     worker: &'w Worker,
     slot: u32,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Drop for InFlight<'_> {
@@ -580,7 +625,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-fn pick<'w>(
+pub(super) fn pick<'w>(
     worker: &'w Worker,
     pool: &CompiledPool,
     tried: &[SocketAddr],
@@ -616,11 +661,6 @@ async fn attempt(
     deadline: &Deadline,
     limit: Option<Instant>,
 ) -> Result<Answered, Failure> {
-    let http2 = match to.pool.ir.protocol {
-        Protocol::Http1 => false,
-        Protocol::Http2 => true,
-        Protocol::Auto => request.head.version >= Version::Http2,
-    };
     let begun = Instant::now();
     if log.attempts == 1 {
         log.stages.queue = Some(begun - request.started);
@@ -630,12 +670,11 @@ async fn attempt(
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
-    let (side, h2_response, guard, reused) = if http2 {
-        open_http2(worker, request, to, address).await?
-    } else {
-        let (side, reused) = open_http1(worker, down, request, to, address).await?;
-        (side, None, None, reused)
-    };
+    let upgrade = if matches!(down, Side::H1(_)) { request.upgrade.as_deref() } else { None };
+    let Opened { side, response: h2_response, guard, reused } =
+        open(worker, to.pool, &request.head, request.body, upgrade, address).await?;
+    // It has what it waited for.
+    drop(to.waiting.take());
     let sent = if reused { begun } else { Instant::now() };
     if !reused {
         log.stages.connect = Some(sent - begun);
@@ -647,11 +686,12 @@ async fn attempt(
         worker,
         side,
         h2_response,
-        upload: Transfer::default(),
+        upload: Transfer::teed(to.tee.clone()),
         upload_failed: false,
         reused,
         any: false,
     };
+    let http2 = matches!(wait.side, Side::H2(_));
     let expects_continue = request.expects_continue;
     if http2 && expects_continue {
         interim_continue(down).await;
@@ -679,51 +719,90 @@ async fn attempt(
     })
 }
 
-async fn open_http1(
-    worker: &Rc<Worker>,
-    down: &Side,
-    request: &Request,
-    to: &Forward<'_>,
+impl From<NoConnection> for Failure {
+    fn from(why: NoConnection) -> Self {
+        match why {
+            NoConnection::Failed(error) => Self::Connect(error),
+            NoConnection::Full => Self::Full,
+        }
+    }
+}
+
+/// An upstream that is about to get the request, its head first.
+pub(super) struct Opened {
+    pub side: Side,
+    /// HTTP/2: where the response comes from.
+    pub response: Option<h2::client::ResponseFuture>,
+    pub guard: Option<StreamGuard>,
+    /// Whether the connection was open before.
+    pub reused: bool,
+}
+
+/// Has a connection to an endpoint and puts the head on it.
+pub(super) async fn open(
+    worker: &Worker,
+    pool: &CompiledPool,
+    head: &RequestHead,
+    body: BodyKind,
+    upgrade: Option<&[u8]>,
     address: SocketAddr,
-) -> Result<(Side, bool), Failure> {
-    let limits = &to.pool.ir.limits;
-    let (stream, reused) = match worker.upstreams.reuse(to.pool.slot, address) {
-        Some(stream) => (stream, true),
-        // Rare, and not to make every exchange larger.
-        None => (Box::pin(upstream::connect(address, limits)).await.map_err(Failure::Connect)?, false),
-    };
+) -> Result<Opened, Failure> {
+    if speaks_http2(pool, head) {
+        open_http2(worker, pool, head, body, address).await
+    } else {
+        open_http1(worker, pool, head, body, upgrade, address).await
+    }
+}
+
+/// Whether the request goes to this pool by HTTP/2.
+pub(super) fn speaks_http2(pool: &CompiledPool, head: &RequestHead) -> bool {
+    match pool.ir.protocol {
+        Protocol::Http1 => false,
+        Protocol::Http2 => true,
+        Protocol::Auto => head.version >= Version::Http2,
+    }
+}
+
+async fn open_http1(
+    worker: &Worker,
+    pool: &CompiledPool,
+    head: &RequestHead,
+    body: BodyKind,
+    upgrade: Option<&[u8]>,
+    address: SocketAddr,
+) -> Result<Opened, Failure> {
+    let (stream, lease, reused) = worker.upstreams.http1(pool, address).await?;
     let mut side = H1Side::new(stream, worker.buffers.take(), worker.take_out());
-    let upgrade = if matches!(down, Side::H1(_)) { request.upgrade.as_deref() } else { None };
-    let body = match request.body {
+    let body = match body {
         BodyKind::UntilClose => BodyKind::Chunked,
         body => body,
     };
-    forward::write_request(&mut side.out, &request.head, body, upgrade);
+    side.lease = Some(lease);
+    forward::write_request(&mut side.out, head, body, upgrade);
     side.begin_body(body);
-    Ok((Side::H1(Box::new(side)), reused))
+    Ok(Opened { side: Side::H1(Box::new(side)), response: None, guard: None, reused })
 }
 
-type OpenHttp2 = (Side, Option<h2::client::ResponseFuture>, Option<StreamGuard>, bool);
-
 async fn open_http2(
-    worker: &Rc<Worker>,
-    request: &Request,
-    to: &Forward<'_>,
+    worker: &Worker,
+    pool: &CompiledPool,
+    head: &RequestHead,
+    body: BodyKind,
     address: SocketAddr,
-) -> Result<OpenHttp2, Failure> {
-    let (send, guard, reused) =
-        worker.upstreams.http2(to.pool.slot, address, &to.pool.ir.limits).await.map_err(Failure::Connect)?;
+) -> Result<Opened, Failure> {
+    let (send, guard, reused) = worker.upstreams.http2(pool, address).await?;
     let broken = |error: h2::Error| {
         // It takes no more streams, however long those that are open may last.
         guard.retire();
         Failure::Broken { error: SideError::Reset(error), stale: reused, unsent: true }
     };
     let mut send = send.ready().await.map_err(broken)?;
-    let head = forward::http2_request(&request.head)
+    let head = forward::http2_request(head)
         .map_err(|e| Failure::ClientError(SideError::Io(std::io::Error::other(e))))?;
-    let (response, stream) = send.send_request(head, request.body == BodyKind::None).map_err(broken)?;
-    let stream = (request.body != BodyKind::None).then_some(stream);
-    Ok((Side::H2(Box::new(H2Side::new(None, stream))), Some(response), Some(guard), reused))
+    let (response, stream) = send.send_request(head, body == BodyKind::None).map_err(broken)?;
+    let stream = (body != BodyKind::None).then_some(stream);
+    let side = Side::H2(Box::new(H2Side::new(None, stream)));
+    Ok(Opened { side, response: Some(response), guard: Some(guard), reused })
 }
 
 /// The time between the request's head sent and the response's head read, the body flowing meanwhile.
@@ -893,25 +972,21 @@ async fn interim(down: &mut Side, request: &mut Request, response: &mut Response
 /// Gets rid of a response that is to be tried again elsewhere.
 fn discard(worker: &Worker, answered: Answered, to: &Forward<'_>, address: SocketAddr) {
     if answered.body == BodyKind::None && answered.keep_alive && answered.upload.done {
-        recycle(worker, answered.side, to, address);
+        recycle(worker, answered.side, to.pool, address);
     }
 }
 
 /// Returns an upstream connection to the pool.
-fn recycle(worker: &Worker, side: Side, to: &Forward<'_>, address: SocketAddr) {
+pub(super) fn recycle(worker: &Worker, side: Side, pool: &CompiledPool, address: SocketAddr) {
     if let Side::H1(side) = side
         && side.is_clean()
         && side.input.is_empty()
     {
-        let H1Side { stream, out, .. } = *side;
+        let H1Side { stream, out, lease, .. } = *side;
         worker.give_out(out);
-        worker.upstreams.keep(
-            to.pool.slot,
-            address,
-            stream,
-            &to.pool.ir.limits,
-            worker.wheel.now().into_std(),
-        );
+        if let Some(lease) = lease {
+            worker.upstreams.keep(pool, address, stream, lease, worker.wheel.now().into_std());
+        }
     }
 }
 
@@ -1005,7 +1080,7 @@ async fn respond(
             drop(guard);
             let complete = upload.done && !upload_failed && !switched;
             if complete && keep_alive {
-                recycle(worker, up, to, address);
+                recycle(worker, up, to.pool, address);
             } else if let Side::H2(mut s) = up
                 && let Some(send) = &mut s.send
             {

@@ -4,6 +4,7 @@
 //! arrives through one shared pointer, commands through a channel. Nothing is compiled or resolved here.
 
 mod accept;
+mod capacity;
 mod exchange;
 mod forward;
 #[cfg(fuzzing)]
@@ -11,6 +12,7 @@ pub mod fuzzing;
 mod h1;
 mod h2;
 mod local;
+mod mirror;
 mod side;
 mod upstream;
 
@@ -164,6 +166,7 @@ pub(crate) struct Worker {
     pub chosen: RefCell<Vec<Chosen>>,
     pub pools: RefCell<Vec<PoolState>>,
     pub upstreams: upstream::Upstreams,
+    pub mirrors: mirror::Mirrors,
     pub connections: Cell<u64>,
     pub requests: Cell<u64>,
     pub draining: Cell<bool>,
@@ -223,7 +226,8 @@ impl Worker {
             splits: RefCell::default(),
             chosen: RefCell::default(),
             pools: RefCell::default(),
-            upstreams: upstream::Upstreams::default(),
+            upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone()),
+            mirrors: mirror::Mirrors::default(),
             connections: Cell::new(0),
             requests: Cell::new(0),
             draining: Cell::new(false),
@@ -365,9 +369,15 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut end: Option<Instant> = None;
+    let mut room_news = Box::pin(worker.upstreams.room_news());
     loop {
         let command = tokio::select! {
             command = commands.recv() => command,
+            () = &mut room_news => {
+                room_news.set(worker.upstreams.room_news());
+                worker.upstreams.share_room(&worker);
+                continue;
+            }
             _ = second.tick() => {
                 worker.recorder.flush();
                 worker.upstreams.sweep(&worker);

@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,6 +15,9 @@ use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chu
 use fieldgate_wire::io::{Io, PeerState, Stream};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::AsyncWrite;
+
+use super::mirror::Tee;
+use super::upstream::Lease;
 
 /// Body bytes are copied behind a head or a chunk size as long as both are not more than this: one plain write is cheaper
 /// than a gathering one, by more than so short a copy costs.
@@ -109,6 +113,8 @@ pub struct H1Side {
     pub input: PooledBuf,
     /// What is to be written before body bytes: head, chunk sizes, trailers.
     pub out: Vec<u8>,
+    /// Upstream: the right to the connection.
+    pub lease: Option<Lease>,
     written: usize,
     read: Read,
     write: Write,
@@ -151,7 +157,7 @@ impl H2Side {
 impl H1Side {
     /// A connection with an empty body both ways.
     pub fn new(stream: Stream, input: PooledBuf, out: Vec<u8>) -> Self {
-        Self { stream, input, out, written: 0, read: Read::Done, write: Write::Done }
+        Self { stream, input, out, lease: None, written: 0, read: Read::Done, write: Write::Done }
     }
 
     /// The body that is about to be read.
@@ -257,7 +263,7 @@ impl H1Side {
         }
     }
 
-    fn poll_write_body(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_write_body(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let len = match &mut self.write {
             Write::Done => return Poll::Ready(Err(too_much())),
             Write::Length(left) if *left < data.len() as u64 => return Poll::Ready(Err(too_much())),
@@ -310,7 +316,7 @@ impl H1Side {
         }
     }
 
-    fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
+    pub(super) fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
         match self.write {
             Write::Length(left) if left > 0 => return Err(truncated()),
             Write::Chunked(_) => {
@@ -412,7 +418,7 @@ impl H2Side {
     }
 
     /// `last`: no byte and no trailer follows these.
-    fn poll_write_body(
+    pub(super) fn poll_write_body(
         &mut self,
         cx: &mut Context<'_>,
         data: &[u8],
@@ -441,7 +447,7 @@ impl H2Side {
         Poll::Ready(Ok(n))
     }
 
-    fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
+    pub(super) fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
         let Some(mut send) = self.send.take() else { return Ok(()) };
         match trailers {
             Some(trailers) => send.send_trailers(header_map(trailers))?,
@@ -471,7 +477,7 @@ impl Side {
         }
     }
 
-    fn consume(&mut self, count: usize) {
+    pub(super) fn consume(&mut self, count: usize) {
         match self {
             Self::H1(s) => s.consume(count),
             Self::H2(s) => s.consume(count),
@@ -533,6 +539,8 @@ pub struct Transfer {
     ended: bool,
     /// Apart, for few bodies have any and room for a head is large.
     trailers: Option<Box<Headers>>,
+    /// Where the bytes that the sink took go too.
+    tee: Option<Rc<Tee>>,
 }
 
 /// Which side broke a transfer.
@@ -545,6 +553,11 @@ pub enum TransferError {
 }
 
 impl Transfer {
+    /// One that mirrors look on, if there are any.
+    pub fn teed(tee: Option<Rc<Tee>>) -> Self {
+        Self { tee, ..Self::default() }
+    }
+
     /// The trailers that came, once the body is over.
     pub fn trailers(&self) -> Option<&Headers> {
         self.trailers.as_deref()
@@ -569,6 +582,9 @@ impl Transfer {
             match piece {
                 Piece::End => {
                     self.ended = true;
+                    if let Some(tee) = &self.tee {
+                        tee.finish(self.trailers.as_deref());
+                    }
                     match to {
                         Side::H1(s) => s.finish(self.trailers.as_deref()),
                         Side::H2(s) => s.finish(self.trailers.as_deref()),
@@ -593,6 +609,9 @@ impl Transfer {
                             }
                         },
                     };
+                    if let Some(tee) = &self.tee {
+                        tee.push(from.data(moved));
+                    }
                     from.consume(moved);
                     self.bytes += moved as u64;
                 }

@@ -1,22 +1,29 @@
 //! Upstream connections of one worker: opened, kept, reused.
 //!
 //! HTTP/1 connections wait in a stack per endpoint (the last used first: the others may go idle and be closed); HTTP/2
-//! connections are shared, and another is opened when the peer's stream limit is reached. Which endpoint is asked is
-//! decided elsewhere.
+//! connections are shared, and another is opened when the peer's stream limit is reached. Every open connection has a
+//! [`Lease`], which is how pools limit them. Which endpoint is asked is decided elsewhere.
+
+mod lease;
 
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use fieldgate_core::balance::{CompiledPool, EndpointState};
 use fieldgate_core::ir::PoolLimits;
 use fieldgate_wire::io::{Io, Stream};
 use h2::client::SendRequest;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
+pub use self::lease::{Lease, Room};
+use self::lease::{Limit, may_open};
 use super::Worker;
 
 /// Streams that one HTTP/2 connection carries at most, whatever the peer allows.
@@ -29,19 +36,35 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = STREAMS as u32 * STREAM_WINDOW;
 
 /// All upstream connections of a worker.
-#[derive(Default)]
 pub struct Upstreams {
     endpoints: RefCell<FxHashMap<(u32, SocketAddr), Endpoint>>,
+    /// By the pool's slot.
+    rooms: RefCell<FxHashMap<u32, Rc<Room>>>,
+    workers: u32,
+    /// Tells all workers that requests wait for connections that others keep, or that some were given up.
+    news: Arc<Notify>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub enum NoConnection {
+    /// It could not be opened.
+    Failed(io::Error),
+    /// The pool's limit is reached.
+    Full,
 }
 
 #[derive(Default)]
 struct Endpoint {
     idle: Vec<Idle>,
     shared: Vec<Shared>,
+    /// This worker's connections, in use or not.
+    open: Rc<Cell<u32>>,
 }
 
 struct Idle {
     stream: Stream,
+    lease: Lease,
     since: Instant,
     keep: Duration,
 }
@@ -52,12 +75,16 @@ struct Shared {
     streams: Rc<Cell<usize>>,
     alive: Rc<Cell<bool>>,
     used: Rc<Cell<Instant>>,
+    /// The connection's task has it, and lets go of it when the connection is closed.
+    lease: Weak<Lease>,
+    room: Rc<Room>,
 }
 
 /// Counts a stream of a shared connection for as long as it lives.
 pub struct StreamGuard {
     streams: Rc<Cell<usize>>,
     alive: Rc<Cell<bool>>,
+    room: Rc<Room>,
 }
 
 impl StreamGuard {
@@ -70,53 +97,84 @@ impl StreamGuard {
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.streams.set(self.streams.get() - 1);
+        self.room.freed();
     }
 }
 
 impl Upstreams {
-    /// A kept HTTP/1 connection that shows no sign of being closed.
-    pub fn reuse(&self, slot: u32, address: SocketAddr) -> Option<Stream> {
+    /// No connections, on one of so many workers. `news` is shared by all of them.
+    pub fn new(workers: usize, news: Arc<Notify>) -> Self {
+        let workers = u32::try_from(workers).unwrap_or(u32::MAX);
+        Self { endpoints: RefCell::default(), rooms: RefCell::default(), workers, news }
+    }
+
+    /// An HTTP/1 connection: a kept one that shows no sign of being closed, or a new one. `true`: it was kept.
+    pub async fn http1(
+        &self,
+        pool: &CompiledPool,
+        address: SocketAddr,
+    ) -> Result<(Stream, Lease, bool), NoConnection> {
+        if let Some((stream, lease)) = self.reuse(pool.slot, address) {
+            return Ok((stream, lease, true));
+        }
+        let lease = self.lease(pool, address)?;
+        // Rare, and not to make every exchange larger.
+        let stream = Box::pin(connect(address, &pool.ir.limits)).await.map_err(NoConnection::Failed)?;
+        Ok((stream, lease, false))
+    }
+
+    fn reuse(&self, slot: u32, address: SocketAddr) -> Option<(Stream, Lease)> {
         let mut endpoints = self.endpoints.borrow_mut();
         let idle = &mut endpoints.get_mut(&(slot, address))?.idle;
         while let Some(mut kept) = idle.pop() {
             // Readable means closed, or a response nobody asked for: neither can be used.
             if !kept.stream.io_mut().is_stale() {
-                return Some(kept.stream);
+                return Some((kept.stream, kept.lease));
             }
         }
         None
     }
 
     /// Keeps an HTTP/1 connection for the next request.
-    pub fn keep(&self, slot: u32, address: SocketAddr, stream: Stream, limits: &PoolLimits, now: Instant) {
+    pub fn keep(&self, pool: &CompiledPool, address: SocketAddr, stream: Stream, lease: Lease, now: Instant) {
+        if let Some(limit) = self.limit(pool)
+            && lease.must_give_way(limit)
+        {
+            // Closed before it is counted as closed.
+            drop(stream);
+            return lease.give_way();
+        }
+        lease.room().freed();
         let mut endpoints = self.endpoints.borrow_mut();
-        let idle = &mut endpoints.entry((slot, address)).or_default().idle;
+        let idle = &mut endpoints.entry((pool.slot, address)).or_default().idle;
         if idle.len() < IDLE {
-            idle.push(Idle { stream, since: now, keep: limits.idle_timeout });
+            idle.push(Idle { stream, lease, since: now, keep: pool.ir.limits.idle_timeout });
         }
     }
 
     /// A stream's worth of an HTTP/2 connection, opened if need be. `true`: it was open before.
     pub async fn http2(
         &self,
-        slot: u32,
+        pool: &CompiledPool,
         address: SocketAddr,
-        limits: &PoolLimits,
-    ) -> io::Result<(SendRequest<Bytes>, StreamGuard, bool)> {
-        if let Some(shared) = self.free_stream(slot, address) {
+    ) -> Result<(SendRequest<Bytes>, StreamGuard, bool), NoConnection> {
+        if let Some(shared) = self.free_stream(pool.slot, address) {
             return Ok((shared.send.clone(), shared.take(), true));
         }
+        let lease = self.lease(pool, address)?;
         // Rare, and not to make every exchange larger.
-        let (send, guard) = Box::pin(self.open_http2(slot, address, limits)).await?;
+        let opened = Box::pin(self.open_http2(pool, address, lease)).await;
+        let (send, guard) = opened.map_err(NoConnection::Failed)?;
         Ok((send, guard, false))
     }
 
     async fn open_http2(
         &self,
-        slot: u32,
+        pool: &CompiledPool,
         address: SocketAddr,
-        limits: &PoolLimits,
+        lease: Lease,
     ) -> io::Result<(SendRequest<Bytes>, StreamGuard)> {
+        let limits = &pool.ir.limits;
         let stream = connect(address, limits).await?;
         let mut builder = h2::client::Builder::new();
         builder
@@ -128,11 +186,14 @@ impl Upstreams {
         let handshake = builder.handshake::<_, Bytes>(stream.into_io());
         let (send, connection) =
             bounded(limits.connect_timeout, handshake).await?.map_err(io::Error::other)?;
+        let lease = Rc::new(lease);
         let shared = Shared {
             send,
             streams: Rc::default(),
             alive: Rc::new(Cell::new(true)),
             used: Rc::new(Cell::new(Instant::now())),
+            lease: Rc::downgrade(&lease),
+            room: lease.room().clone(),
         };
         let alive = shared.alive.clone();
         tokio::task::spawn_local(async move {
@@ -140,22 +201,96 @@ impl Upstreams {
                 tracing::debug!(%address, %error, "upstream HTTP/2 connection ended");
             }
             alive.set(false);
+            drop(lease);
         });
         let guard = shared.take();
         let send = shared.send.clone();
-        self.endpoints.borrow_mut().entry((slot, address)).or_default().shared.push(shared);
+        // This request has one of its streams.
+        let others = STREAMS.min(send.current_max_send_streams()).saturating_sub(1);
+        shared.room.freed_many(others);
+        self.endpoints.borrow_mut().entry((pool.slot, address)).or_default().shared.push(shared);
         Ok((send, guard))
+    }
+
+    /// Where requests wait for a pool.
+    pub fn room(&self, slot: u32) -> Rc<Room> {
+        let mut rooms = self.rooms.borrow_mut();
+        rooms.entry(slot).or_insert_with(|| Rc::new(Room::new(self.news.clone()))).clone()
+    }
+
+    /// Whether an endpoint has a connection for one more request, or may get one.
+    pub fn has_room(&self, pool: &CompiledPool, endpoint: &Arc<EndpointState>, http2: bool) -> bool {
+        let Some(limit) = self.limit(pool) else { return true };
+        let address = endpoint.address;
+        let mut open = 0;
+        if let Some(known) = self.endpoints.borrow().get(&(pool.slot, address)) {
+            open = known.open.get();
+            if if http2 { known.shared.iter().any(Shared::has_stream) } else { !known.idle.is_empty() } {
+                return true;
+            }
+        }
+        may_open(endpoint, open, &self.room(pool.slot), limit)
+    }
+
+    /// Asks other workers to give way.
+    pub fn call_for_room(&self) {
+        self.news.notify_waiters();
+    }
+
+    /// Ready when a worker calls for room, or has made some.
+    pub fn room_news(&self) -> impl Future<Output = ()> + use<> {
+        self.news.clone().notified_owned()
+    }
+
+    /// What to do about it: connections that are not in use are closed for others, and those who wait here try again.
+    pub fn share_room(&self, worker: &Worker) {
+        self.give_way(worker);
+        self.rooms.borrow().values().for_each(|room| room.freed());
+    }
+
+    fn give_way(&self, worker: &Worker) {
+        let published = worker.published();
+        for ((slot, _), endpoint) in self.endpoints.borrow_mut().iter_mut() {
+            let Some(limit) = published.snapshot.pool(*slot).and_then(|pool| self.limit(pool)) else {
+                continue;
+            };
+            // The oldest first: they are the likeliest to go unused.
+            while endpoint.idle.first().is_some_and(|kept| kept.lease.must_give_way(limit)) {
+                let Idle { stream, lease, .. } = endpoint.idle.remove(0);
+                drop(stream);
+                lease.give_way();
+            }
+            // They are counted until they are closed, which is a little later.
+            let mut surplus = endpoint.open.get().saturating_sub(limit.share);
+            endpoint.shared.retain(|shared| {
+                let unused = surplus > 0 && shared.streams.get() == 0;
+                let goes = unused && shared.lease.upgrade().is_some_and(|lease| lease.must_give_way(limit));
+                surplus -= u32::from(goes);
+                !goes
+            });
+        }
+    }
+
+    fn limit(&self, pool: &CompiledPool) -> Option<Limit> {
+        let connections = pool.ir.limits.max_connections;
+        (connections != u32::MAX).then(|| Limit::new(connections, self.workers))
+    }
+
+    fn lease(&self, pool: &CompiledPool, address: SocketAddr) -> Result<Lease, NoConnection> {
+        let endpoint = pool.endpoints.iter().find(|e| e.state.address == address);
+        let Some(endpoint) = endpoint else {
+            return Err(NoConnection::Failed(io::Error::other("the endpoint has left the pool")));
+        };
+        let open = self.endpoints.borrow_mut().entry((pool.slot, address)).or_default().open.clone();
+        let limit = Limit::new(pool.ir.limits.max_connections, self.workers);
+        Lease::take(&endpoint.state, &open, &self.room(pool.slot), limit).ok_or(NoConnection::Full)
     }
 
     fn free_stream(&self, slot: u32, address: SocketAddr) -> Option<Shared> {
         let mut endpoints = self.endpoints.borrow_mut();
         let shared = &mut endpoints.get_mut(&(slot, address))?.shared;
         shared.retain(|s| s.alive.get());
-        shared
-            .iter()
-            .filter(|s| s.streams.get() < STREAMS.min(s.send.current_max_send_streams()))
-            .min_by_key(|s| s.streams.get())
-            .cloned()
+        shared.iter().filter(|s| s.has_stream()).min_by_key(|s| s.streams.get()).cloned()
     }
 
     /// Idle connections of an endpoint.
@@ -183,21 +318,27 @@ impl Upstreams {
                     && (!known || !keep.is_zero() && now.duration_since(s.used.get()) >= keep);
                 s.alive.get() && !idle
             });
-            known || !endpoint.idle.is_empty() || !endpoint.shared.is_empty()
+            known || endpoint.open.get() > 0
         });
+        self.rooms.borrow_mut().retain(|_, room| Rc::strong_count(room) > 1);
+        self.give_way(worker);
     }
 }
 
 impl Shared {
+    fn has_stream(&self) -> bool {
+        self.alive.get() && self.streams.get() < STREAMS.min(self.send.current_max_send_streams())
+    }
+
     fn take(&self) -> StreamGuard {
         self.streams.set(self.streams.get() + 1);
         self.used.set(Instant::now());
-        StreamGuard { streams: self.streams.clone(), alive: self.alive.clone() }
+        StreamGuard { streams: self.streams.clone(), alive: self.alive.clone(), room: self.room.clone() }
     }
 }
 
 /// Opens a connection.
-pub async fn connect(address: SocketAddr, limits: &PoolLimits) -> io::Result<Stream> {
+async fn connect(address: SocketAddr, limits: &PoolLimits) -> io::Result<Stream> {
     let tcp = bounded(limits.connect_timeout, TcpStream::connect(address)).await??;
     tcp.set_nodelay(true)?;
     let local = tcp.local_addr()?;

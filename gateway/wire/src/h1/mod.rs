@@ -8,6 +8,6 @@ mod head;
 
 pub use chunked::{ChunkedDecoder, Decoded, write_chunk_size};
 pub use head::{
-    BodyKind, HeadLimits, MAX_FIELDS, Malformed, ParsedRequest, ParsedResponse, parse_request, parse_response,
-    valid_authority,
+    BodyKind, HeadLimits, MAX_FIELDS, Malformed, ParsedRequest, ParsedResponse, parse_request,
+    parse_response, valid_authority,
 };
