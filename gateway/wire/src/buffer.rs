@@ -51,7 +51,8 @@ impl BufferPool {
 
     fn storage(&self, large: bool) -> Box<[u8]> {
         self.outstanding.set(self.outstanding.get() + 1);
-        let (free, size) = if large { (&self.free_large, self.size * LARGE) } else { (&self.free, self.size) };
+        let (free, size) =
+            if large { (&self.free_large, self.size * LARGE) } else { (&self.free, self.size) };
         let recycled = free.borrow_mut().pop();
         recycled.unwrap_or_else(|| allocate(size))
     }
