@@ -310,7 +310,9 @@ mod tests {
     fn the_stock_is_bounded() {
         let pool = BufferPool::new(8, 2);
         let mut taken: Vec<_> = (0..5).map(|_| pool.take()).collect();
-        taken.iter_mut().for_each(|buf| buf.extend_from_slice(b"x"));
+        for buf in &mut taken {
+            buf.extend_from_slice(b"x");
+        }
         assert_eq!(pool.outstanding(), 5);
         drop(taken);
         assert_eq!((pool.idle(), pool.outstanding()), (2, 0));
