@@ -19,6 +19,7 @@ mod memory;
 mod mirror;
 mod raw;
 mod reloads;
+mod resumption;
 mod routes;
 mod splits;
 mod stale;
@@ -52,6 +53,7 @@ const SCENARIOS: &[Scenario] = &[
     scenario("sticky", "users stay on their side through a 0 to 100 ramp", sticky::run),
     scenario("reloads", "a thousand reloads under load fail no request", reloads::run),
     scenario("upgrade", "binary upgrades under load fail no request", upgrade::run),
+    scenario("resumption", "TLS sessions resume across a binary upgrade", resumption::run),
     scenario("drain", "SIGTERM under load fails no request", drain::run),
     scenario("backend-kill", "killed backends are gone around; all down is 503 at once", failure::run),
     scenario(

@@ -46,14 +46,23 @@ const DNS_PATIENCE: Duration = Duration::from_secs(5);
 /// Listening sockets with the addresses as configured.
 pub type NamedSockets = Vec<(SocketAddr, TcpListener)>;
 
+/// What one process leaves to the next.
+#[derive(Default)]
+pub struct Inheritance {
+    /// The listening sockets.
+    pub sockets: NamedSockets,
+    /// The keys of TLS session tickets, as `wire::tls` exports them; empty if there are none. Secret.
+    pub ticket_keys: Vec<u8>,
+}
+
 /// What can happen.
 pub enum Event {
     /// Files changed.
     Source(Update),
     /// A name resolves to other addresses.
     Resolved(Resolved),
-    /// The next process asks for the listening sockets. Dropped unanswered if there is nothing to hand over any more.
-    HandOver(oneshot::Sender<NamedSockets>),
+    /// The next process asks for what it is to go on with. Dropped unanswered if there is nothing to hand over any more.
+    HandOver(oneshot::Sender<Inheritance>),
     /// The admin server asks for Gateway API's conditions of every object. On demand, as there may be many.
     Statuses(oneshot::Sender<Vec<ObjectStatus>>),
     /// Stop accepting, finish what is in flight.
@@ -75,11 +84,11 @@ impl ControlHandle {
         let _ = self.events.send(event);
     }
 
-    /// The listening sockets as they are now, unless the process drains.
-    pub async fn sockets(&self) -> Option<NamedSockets> {
-        let (reply, sockets) = oneshot::channel();
+    /// What the next process goes on with, unless this one drains.
+    pub async fn inheritance(&self) -> Option<Inheritance> {
+        let (reply, inheritance) = oneshot::channel();
         self.send(Event::HandOver(reply));
-        sockets.await.ok()
+        inheritance.await.ok()
     }
 
     /// Gateway API's conditions of every object.
@@ -160,8 +169,8 @@ pub struct Parts {
     pub workers: usize,
     /// How they are told; the number is the worker's index.
     pub tell: Tell,
-    /// Listening sockets of the process before.
-    pub inherited: NamedSockets,
+    /// From the process before.
+    pub inherited: Inheritance,
     /// Reports new answers back as [`Event::Resolved`].
     pub resolver: Resolver,
 }
@@ -170,6 +179,8 @@ impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
         let Parts { shared, workers, tell, inherited, resolver } = parts;
+        let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
+        let tls = tls::Configs::new(ticket_keys);
         Self {
             shared,
             view: Arc::default(),
@@ -183,8 +194,8 @@ impl Control {
             resolver,
             patience_until: None,
             checks: Checks::default(),
-            sockets: Sockets::new(workers, inherited, tell),
-            tls: tls::Configs::default(),
+            sockets: Sockets::new(workers, inherited.sockets, tell),
+            tls,
             problems: Problems::default(),
             generation: 0,
             loaded: SystemTime::UNIX_EPOCH,
@@ -383,12 +394,14 @@ impl Control {
         statuses
     }
 
-    fn hand_over(&self, reply: oneshot::Sender<NamedSockets>) {
+    fn hand_over(&self, reply: oneshot::Sender<Inheritance>) {
         if self.shared.draining.load(Ordering::Relaxed) {
             return;
         }
         match self.sockets.handles() {
-            Ok(handles) => drop(reply.send(handles)),
+            Ok(sockets) => {
+                drop(reply.send(Inheritance { sockets, ticket_keys: self.tls.export_tickets() }));
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot duplicate the listening sockets for the next process");
             }

@@ -217,7 +217,7 @@ impl Start {
             shared: Arc::clone(&shared),
             workers: workers.len(),
             tell: tell(&workers),
-            inherited: takeover.as_mut().map(Takeover::take_sockets).unwrap_or_default(),
+            inherited: takeover.as_mut().map(Takeover::take).unwrap_or_default(),
             resolver: resolver(&control),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());

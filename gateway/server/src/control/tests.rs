@@ -66,7 +66,7 @@ impl Rig {
             shared: Arc::clone(&shared),
             workers: 2,
             tell,
-            inherited: vec![],
+            inherited: Inheritance::default(),
             resolver,
         });
         let rig = Self {
@@ -221,12 +221,12 @@ async fn a_draining_process_has_no_sockets_to_hand_over() {
     let port = free_port();
     rig.file("gateway.yaml", &gateway(&[port]));
     rig.generation(1).await;
-    assert_eq!(rig.control.sockets().await.unwrap().len(), 2);
+    assert_eq!(rig.control.inheritance().await.unwrap().sockets.len(), 2);
 
     let deadline = Duration::from_secs(7);
     rig.control.send(Event::Drain { deadline });
     assert_eq!(*rig.draining.wait_for(Option::is_some).await.unwrap(), Some(deadline));
-    assert!(rig.control.sockets().await.is_none());
+    assert!(rig.control.inheritance().await.is_none());
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
     rig.file("gateway.yaml", &gateway(&[free_port()]));
     rig.generation(2).await;

@@ -55,11 +55,23 @@ struct Finding {
 
 impl Default for Configs {
     fn default() -> Self {
-        Self { tickets: TicketKeys::new(TICKET_PERIOD), built: BTreeMap::new(), good: BTreeMap::new() }
+        Self::new(None)
     }
 }
 
 impl Configs {
+    /// Goes on with the ticket keys that a process before exported, if they are of use.
+    pub fn new(inherited: Option<&[u8]>) -> Self {
+        let keys = inherited.and_then(|exported| TicketKeys::import(TICKET_PERIOD, exported));
+        let tickets = keys.unwrap_or_else(|| TicketKeys::new(TICKET_PERIOD));
+        Self { tickets, built: BTreeMap::new(), good: BTreeMap::new() }
+    }
+
+    /// The ticket keys, for the process that follows.
+    pub fn export_tickets(&self) -> Vec<u8> {
+        self.tickets.export()
+    }
+
     /// Follows the snapshot; what did not change keeps its configuration, and with it its remembered sessions.
     pub fn reconcile(&mut self, snapshot: &Snapshot) {
         let mut before = std::mem::take(&mut self.built);

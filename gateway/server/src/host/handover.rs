@@ -1,13 +1,15 @@
 //! How one process follows another without a refused or reset connection.
 //!
 //! The serving process listens on the upgrade socket. The next one connects, asks, and gets a handle to every listening
-//! socket: the very same sockets, with their queues of connections that wait. From then on both accept. When the next
+//! socket: the very same sockets, with their queues of connections that wait. It also gets the keys of TLS session
+//! tickets, so that clients resume as before; only a process of the same user does. From then on both accept. When the next
 //! process serves, it acknowledges; only then the first one stops accepting and drains. If the next process ends before
 //! that, nothing has happened.
 //!
 //! ```text
-//! next -> serving   fieldgate-handover/1\n
+//! next -> serving   fieldgate-handover/2\n
 //! serving -> next   the sockets, by name: "10.0.0.1:80#0", "10.0.0.1:80#1", ..., "admin"
+//! serving -> next   the ticket keys behind their length (u32, big endian)
 //! next -> serving   R
 //! ```
 
@@ -23,11 +25,13 @@ use fieldgate_wire::socket::{recv_sockets, send_sockets};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use crate::control::{ControlHandle, NamedSockets};
+use crate::control::{ControlHandle, Inheritance};
 
-const GREETING: &[u8] = b"fieldgate-handover/1\n";
+const GREETING: &[u8] = b"fieldgate-handover/2\n";
 const READY: u8 = b'R';
 const ADMIN: &str = "admin";
+/// More bytes of ticket keys than there can be.
+const KEYS_MAX: usize = 4096;
 /// For each step of the exchange that takes no more than the other side's attention.
 const STEP: Duration = Duration::from_secs(10);
 
@@ -93,13 +97,13 @@ impl UpgradeSocket {
                 "whoever connected to the upgrade socket speaks another version of its protocol",
             ));
         }
-        let Some(sockets) = control.sockets().await else {
+        let Some(inheritance) = control.inheritance().await else {
             return Err(io::Error::other("there are no sockets to hand over any more: this process drains"));
         };
         let admin = admin.map(TcpListener::try_clone).transpose()?;
-        let count = sockets.len();
+        let count = inheritance.sockets.len();
         let blocking = stream.into_std()?;
-        let sent = tokio::task::spawn_blocking(move || send(blocking, sockets, admin)).await;
+        let sent = tokio::task::spawn_blocking(move || send(blocking, inheritance, admin)).await;
         let mut stream = tokio::net::UnixStream::from_std(sent.map_err(io::Error::other)??)?;
         tracing::info!(
             pid = peer.pid(),
@@ -128,7 +132,12 @@ impl Drop for UpgradeSocket {
     }
 }
 
-fn send(stream: UnixStream, sockets: NamedSockets, admin: Option<TcpListener>) -> io::Result<UnixStream> {
+fn send(
+    mut stream: UnixStream,
+    inheritance: Inheritance,
+    admin: Option<TcpListener>,
+) -> io::Result<UnixStream> {
+    let Inheritance { sockets, ticket_keys } = inheritance;
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(STEP))?;
     let mut named: Vec<(String, BorrowedFd<'_>)> = Vec::with_capacity(sockets.len() + 1);
@@ -139,6 +148,8 @@ fn send(stream: UnixStream, sockets: NamedSockets, admin: Option<TcpListener>) -
         named.push((ADMIN.to_owned(), admin.as_fd()));
     }
     send_sockets(&stream, &named)?;
+    stream.write_all(&(ticket_keys.len() as u32).to_be_bytes())?;
+    stream.write_all(&ticket_keys)?;
     stream.set_nonblocking(true)?;
     Ok(stream)
 }
@@ -146,12 +157,12 @@ fn send(stream: UnixStream, sockets: NamedSockets, admin: Option<TcpListener>) -
 /// What the serving process gave, and the connection to it. Dropped without [`Self::acknowledge`], the other goes on.
 pub struct Takeover {
     stream: UnixStream,
-    sockets: NamedSockets,
+    inheritance: Inheritance,
     admin: Option<TcpListener>,
 }
 
 impl Takeover {
-    /// Asks the serving process for its sockets.
+    /// Asks the serving process for its sockets and keys.
     pub fn request(path: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| {
             format!("cannot take over from the serving process at {}: {error}", path.display())
@@ -167,20 +178,22 @@ impl Takeover {
         stream.set_write_timeout(Some(STEP)).map_err(failed)?;
         (&stream).write_all(GREETING).map_err(failed)?;
         let received = recv_sockets(&stream).map_err(failed)?;
-        let mut takeover = Self { stream, sockets: Vec::new(), admin: None };
+        let ticket_keys = recv_keys(&stream).map_err(failed)?;
+        let inheritance = Inheritance { sockets: Vec::new(), ticket_keys };
+        let mut takeover = Self { stream, inheritance, admin: None };
         for (name, socket) in received {
             takeover.keep(&name, socket).map_err(failed)?;
         }
         tracing::info!(
-            sockets = takeover.sockets.len(),
+            sockets = takeover.inheritance.sockets.len(),
             "listening sockets received from the serving process"
         );
         Ok(takeover)
     }
 
-    /// The listening sockets of the gateway's addresses.
-    pub fn take_sockets(&mut self) -> NamedSockets {
-        std::mem::take(&mut self.sockets)
+    /// The listening sockets of the gateway's addresses, and the ticket keys.
+    pub fn take(&mut self) -> Inheritance {
+        std::mem::take(&mut self.inheritance)
     }
 
     /// The admin server's.
@@ -206,9 +219,21 @@ impl Takeover {
         let address = address.ok_or_else(|| {
             io::Error::other(format!("a socket with the name {name:?}, which is no address"))
         })?;
-        self.sockets.push((address, socket));
+        self.inheritance.sockets.push((address, socket));
         Ok(())
     }
+}
+
+fn recv_keys(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
+    let mut len = [0; 4];
+    stream.read_exact(&mut len)?;
+    let len = u32::from_be_bytes(len) as usize;
+    if len > KEYS_MAX {
+        return Err(io::Error::other(format!("{len} bytes of ticket keys, where {KEYS_MAX} are many")));
+    }
+    let mut keys = vec![0; len];
+    stream.read_exact(&mut keys)?;
+    Ok(keys)
 }
 
 #[cfg(test)]
@@ -218,7 +243,7 @@ mod tests {
     use fieldgate_wire::socket::bind_reuseport;
 
     use super::*;
-    use crate::control::{self, Event};
+    use crate::control::{self, Event, NamedSockets};
 
     /// Stands for a control task: answers with handles to its sockets, or not at all when it drains.
     fn control(sockets: Option<NamedSockets>) -> ControlHandle {
@@ -229,7 +254,9 @@ mod tests {
                 if let Some(sockets) = &sockets {
                     let handles =
                         sockets.iter().map(|(address, socket)| (*address, socket.try_clone().unwrap()));
-                    let _ = reply.send(handles.collect());
+                    let inheritance =
+                        Inheritance { sockets: handles.collect(), ticket_keys: b"secret".to_vec() };
+                    let _ = reply.send(inheritance);
                 }
             }
         });
@@ -263,7 +290,8 @@ mod tests {
 
         let mut takeover = request(&path).await.unwrap();
         assert_eq!(takeover.take_admin().unwrap().local_addr().unwrap(), admin_address);
-        let taken = takeover.take_sockets();
+        let Inheritance { sockets: taken, ticket_keys } = takeover.take();
+        assert_eq!(ticket_keys, b"secret");
         assert_eq!(taken.len(), 40);
         assert!(
             taken.iter().all(|(name, socket)| *name == address && socket.local_addr().unwrap() == address)

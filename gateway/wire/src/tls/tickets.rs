@@ -1,7 +1,8 @@
 //! Keys for session tickets, shared by every listener of the process.
 //!
-//! They outlive configurations, so a client resumes across a change of certificates or listeners. They live in memory
-//! only and rotate by themselves: a stolen key opens no more than three periods of recorded TLS 1.2 sessions.
+//! They outlive configurations, so a client resumes across a change of certificates or listeners, and they can be handed to
+//! the process that follows. They live in memory only, must never be written to a disk, and rotate by themselves: a stolen
+//! key opens no more than three periods of recorded TLS 1.2 sessions.
 //! Each ticket is bound to a scope, so that a session which some listener accepted without a client certificate
 //! cannot be resumed where another asks for one.
 
@@ -19,6 +20,9 @@ const GENERATIONS: u64 = 3;
 /// RFC 8446, section 4.6.1.
 const LIFETIME_MAX: u64 = 7 * 24 * 3600;
 const ID_LEN: usize = 8;
+const SECRET_LEN: usize = 32;
+/// A key as exported: its generation, its id, its secret.
+const EXPORTED_LEN: usize = 8 + ID_LEN + SECRET_LEN;
 
 /// The keys, with what makes them change. Share one per process.
 pub struct TicketKeys {
@@ -31,6 +35,8 @@ pub struct TicketKeys {
 struct Key {
     generation: u64,
     id: [u8; ID_LEN],
+    /// Kept to be handed on: the key made of it does not give it back.
+    secret: [u8; SECRET_LEN],
     aead: LessSafeKey,
 }
 
@@ -38,6 +44,17 @@ impl TicketKeys {
     /// Keys that are replaced every `period`. A ticket is good for at least two periods and at most three.
     pub fn new(period: Duration) -> Arc<Self> {
         Self::new_at(period, Instant::now())
+    }
+
+    /// The keys as another process of this machine can take them on. Whoever sees this can open every ticket.
+    pub fn export(&self) -> Vec<u8> {
+        self.export_at(Instant::now())
+    }
+
+    /// Takes on what [`TicketKeys::export`] gave. Tickets sealed there open here, and the keys age as if nothing had
+    /// happened. `None` if it is not whole, or of keys with another period.
+    pub fn import(period: Duration, exported: &[u8]) -> Option<Arc<Self>> {
+        Self::import_at(period, exported, Instant::now())
     }
 
     /// Tickets of these keys that are good among listeners of the same scope only.
@@ -49,6 +66,35 @@ impl TicketKeys {
         let period = period.max(Duration::from_secs(1));
         let first = Key::generate(0).expect("the operating system has random bytes");
         Arc::new(Self { period, origin, keys: RwLock::new(vec![first]) })
+    }
+
+    /// Big endian: the period in seconds, the age in milliseconds (`u64` each), then the keys.
+    fn export_at(&self, now: Instant) -> Vec<u8> {
+        self.rotate(now);
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let age = now.saturating_duration_since(self.origin).as_millis() as u64;
+        let mut exported = Vec::with_capacity(16 + keys.len() * EXPORTED_LEN);
+        exported.extend_from_slice(&self.period.as_secs().to_be_bytes());
+        exported.extend_from_slice(&age.to_be_bytes());
+        for key in keys.iter() {
+            exported.extend_from_slice(&key.generation.to_be_bytes());
+            exported.extend_from_slice(&key.id);
+            exported.extend_from_slice(&key.secret);
+        }
+        exported
+    }
+
+    fn import_at(period: Duration, exported: &[u8], now: Instant) -> Option<Arc<Self>> {
+        let (seconds, rest) = take_number(exported)?;
+        let (age, rest) = take_number(rest)?;
+        // The clock is the machine's, so it was there when the keys were made.
+        let origin = now.checked_sub(Duration::from_millis(age))?;
+        if seconds != period.as_secs() || rest.is_empty() || !rest.len().is_multiple_of(EXPORTED_LEN) {
+            return None;
+        }
+        let keys = rest.chunks_exact(EXPORTED_LEN).map(Key::import).collect::<Option<Vec<_>>>()?;
+        let in_order = keys.is_sorted_by(|newer, older| newer.generation > older.generation);
+        in_order.then(|| Arc::new(Self { period, origin, keys: RwLock::new(keys) }))
     }
 
     fn seal(&self, scope: &[u8], plain: &[u8], now: Instant) -> Option<Vec<u8>> {
@@ -94,10 +140,21 @@ impl fmt::Debug for TicketKeys {
 impl Key {
     fn generate(generation: u64) -> Result<Self, Unspecified> {
         let mut id = [0; ID_LEN];
-        let mut secret = [0; 32];
+        let mut secret = [0; SECRET_LEN];
         rand::fill(&mut id)?;
         rand::fill(&mut secret)?;
-        Ok(Self { generation, id, aead: LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret)?) })
+        Self::new(generation, id, secret)
+    }
+
+    fn new(generation: u64, id: [u8; ID_LEN], secret: [u8; SECRET_LEN]) -> Result<Self, Unspecified> {
+        let aead = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &secret)?);
+        Ok(Self { generation, id, secret, aead })
+    }
+
+    fn import(exported: &[u8]) -> Option<Self> {
+        let (generation, rest) = take_number(exported)?;
+        let (id, secret) = rest.split_first_chunk()?;
+        Self::new(generation, *id, secret.try_into().ok()?).ok()
     }
 
     /// Key id, nonce, then ciphertext with its tag.
@@ -122,6 +179,11 @@ impl Key {
         buffer.truncate(len);
         Some(buffer)
     }
+}
+
+fn take_number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    Some((u64::from_be_bytes(*number), rest))
 }
 
 #[derive(Debug)]
@@ -203,6 +265,36 @@ mod tests {
         for len in 0..ticket.len() {
             assert_eq!(keys.open(b"open", &ticket[..len], now), None, "length {len}");
         }
+    }
+
+    #[test]
+    fn keys_that_were_handed_on_open_old_tickets_and_age_on() {
+        let start = Instant::now();
+        let before = TicketKeys::new_at(PERIOD, start);
+        let oldest = before.seal(b"", b"session", start).unwrap();
+        let newer = before.seal(b"", b"session", start + PERIOD).unwrap();
+        let handed_on = start + PERIOD + PERIOD / 2;
+        let after = TicketKeys::import_at(PERIOD, &before.export_at(handed_on), handed_on).unwrap();
+        let opens = |ticket: &[u8], now| after.open(b"", ticket, now).is_some();
+        assert!(opens(&oldest, handed_on) && opens(&newer, handed_on));
+        // Both seal with the same key until it is due to be replaced.
+        let ticket = after.seal(b"", b"session", handed_on).unwrap();
+        assert_eq!(before.open(b"", &ticket, handed_on).as_deref(), Some(&b"session"[..]));
+        assert!(opens(&oldest, start + Duration::from_secs(3 * 3600 - 1)));
+        assert!(!opens(&oldest, start + PERIOD * 3) && opens(&newer, start + PERIOD * 3));
+    }
+
+    #[test]
+    fn what_is_not_an_export_is_refused() {
+        let now = Instant::now();
+        let exported = TicketKeys::new_at(PERIOD, now).export_at(now);
+        assert!(TicketKeys::import_at(PERIOD, &exported, now).is_some());
+        assert!(TicketKeys::import_at(PERIOD * 2, &exported, now).is_none());
+        for len in 0..exported.len() {
+            assert!(TicketKeys::import_at(PERIOD, &exported[..len], now).is_none(), "length {len}");
+        }
+        let twice = [&exported[..], &exported[16..]].concat();
+        assert!(TicketKeys::import_at(PERIOD, &twice, now).is_none());
     }
 
     #[test]
