@@ -147,6 +147,13 @@ pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(),
     if condition { Ok(()) } else { Err(otherwise()) }
 }
 
+/// Fails unless the access log has one line for each of so many requests.
+pub fn ensure_logged(log: &Path, requests: u64) -> Result<(), String> {
+    let text = std::fs::read_to_string(log).map_err(|error| format!("{}: {error}", log.display()))?;
+    let lines = text.lines().count() as u64;
+    ensure(lines == requests, || format!("{requests} requests, but {lines} lines in the access log"))
+}
+
 /// Fails unless every request of a load got its answer, and that was no refusal.
 pub fn ensure_flawless(what: &str, tally: &Tally) -> Result<(), String> {
     let accounted: u64 = tally.outcomes.values().sum();

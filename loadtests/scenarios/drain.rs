@@ -5,7 +5,7 @@ use std::time::Duration;
 use fieldgate_loadtests::load::Plan;
 use fieldgate_loadtests::rig::{config, wait};
 
-use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless};
+use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless, ensure_logged};
 
 const CONNECTIONS: usize = 16;
 const START: Duration = Duration::from_secs(10);
@@ -17,7 +17,10 @@ pub fn run(context: &Context) -> Outcome {
     let address = stage.plain_edge()?;
     let _backends = stage.pools(&["one"])?;
     stage.config.write("route", &config::route("shop", &[("one", 1)]))?;
-    let mut gateway = stage.gateway(&context.options())?;
+    let log = stage.path().join("access.log");
+    let mut options = context.options();
+    options.flags = vec!["--access-log".into(), log.display().to_string()];
+    let mut gateway = stage.gateway(&options)?;
     // Nobody connects anew, so each load ends when its connections were ended in good order.
     let plan = || Plan { connections: CONNECTIONS, reconnect: false, ..Plan::new(address) };
     let loads = [("h1", plan().start()?), ("h2", plan().http2(4).start()?)];
@@ -29,8 +32,10 @@ pub fn run(context: &Context) -> Outcome {
     let status = gateway.process.wait_exit(END)?;
     ensure(status.success(), || format!("the gateway ended with {status}"))?;
     let mut figures = Figures::default();
+    let mut requests = 0;
     for (name, load) in loads {
         let tally = load.join();
+        requests += tally.sent;
         ensure_flawless(name, &tally)?;
         let farewells = if name == "h1" { tally.close_seen } else { tally.goaway_seen };
         ensure(farewells == CONNECTIONS as u64, || {
@@ -39,5 +44,7 @@ pub fn run(context: &Context) -> Outcome {
         figures
             .add(format!("{name}: {} requests, none failed, {farewells} connections told to go", tally.sent));
     }
+    ensure_logged(&log, requests)?;
+    figures.add("the access log has a line for each");
     Ok(figures)
 }

@@ -255,9 +255,9 @@ impl Start {
         let lost = lost(&workers, draining.clone());
         let drained = drained(&workers, draining);
         tokio::pin!(drained);
-        tokio::select! {
-            () = &mut drained => (),
-            true = async { quit_asked.wait_for(|asked| *asked).await.is_ok() } => return Ok(End::Quit),
+        let how = tokio::select! {
+            () = &mut drained => End::Drained,
+            true = async { quit_asked.wait_for(|asked| *asked).await.is_ok() } => End::Quit,
             () = lost => return Err("a worker ended unasked".to_owned()),
             () = handed_over(upgrade_socket, admin_socket, &control) => {
                 // The next process answers there now.
@@ -266,12 +266,13 @@ impl Start {
                 }
                 control.send(Event::Drain { deadline: options.drain_time });
                 drained.await;
+                End::Drained
             }
-        }
+        };
         if let Some(log) = &shared.published.load().access_log {
             log.flush(OVERTIME);
         }
-        Ok(End::Drained)
+        Ok(how)
     }
 }
 

@@ -131,7 +131,10 @@ impl AccessLog {
     /// Waits until everything queued so far is written, or `limit` has passed. For the end of the process.
     pub fn flush(&self, limit: Duration) {
         let (done, wait) = sync_channel(1);
-        if self.queue.try_send(Message::Flush(done)).is_ok() {
+        let queue = self.queue.clone();
+        // From another thread: a queue that is full takes it once there is room, which may be never.
+        let asked = std::thread::Builder::new().spawn(move || queue.send(Message::Flush(done)));
+        if asked.is_ok() {
             let _ = wait.recv_timeout(limit);
         }
     }
@@ -183,6 +186,24 @@ mod tests {
             log.log(&Sample::default().outcome());
         }
         assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 2\n"));
+    }
+
+    #[test]
+    fn a_flush_waits_for_its_turn_in_a_full_queue() {
+        let telemetry = Telemetry::new();
+        let (queue, messages) = sync_channel(1);
+        let dropped = telemetry.access_log_dropped();
+        let log = Arc::new(AccessLog { format: Compiled::text("%PROTOCOL%").unwrap(), queue, dropped });
+        log.log(&Sample::default().outcome());
+        let flushing = std::thread::spawn({
+            let log = log.clone();
+            move || log.flush(LONG)
+        });
+        assert!(matches!(messages.recv(), Ok(Message::Line(_))));
+        let Ok(Message::Flush(done)) = messages.recv() else { panic!("not a flush") };
+        assert!(!flushing.is_finished());
+        done.send(()).unwrap();
+        flushing.join().unwrap();
     }
 
     #[test]
