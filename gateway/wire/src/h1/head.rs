@@ -50,8 +50,10 @@ pub enum Malformed {
     ContentLength,
     /// Content-Length together with Transfer-Encoding.
     LengthAndEncoding,
-    /// A Transfer-Encoding other than exactly `chunked`, or with HTTP/1.0.
+    /// A Transfer-Encoding that frames nothing for certain, or with HTTP/1.0.
     TransferEncoding,
+    /// `chunked` around another coding, which nobody here undoes.
+    TransferCoding,
     /// No Host, several, or an invalid one.
     Host,
     /// A target that is not a valid path, absolute form or authority.
@@ -60,6 +62,8 @@ pub enum Malformed {
     Chunk,
     /// Trailer fields that are malformed or too large.
     Trailer,
+    /// A switch to another protocol that nobody asked for, that failed its handshake, or that is not done here.
+    Upgrade,
 }
 
 impl Malformed {
@@ -74,6 +78,8 @@ impl Malformed {
             Self::ContentLength => "http1.content_length_invalid",
             Self::LengthAndEncoding => "http1.content_length_and_chunked_not_allowed",
             Self::TransferEncoding => "http1.invalid_transfer_encoding",
+            Self::TransferCoding => "http1.unknown_transfer_coding",
+            Self::Upgrade => "request_upgrade_invalid",
             Self::Host => "http1.invalid_host",
             Self::Target => "http1.invalid_url",
             Self::Chunk => "http1.invalid_chunk",
@@ -86,6 +92,8 @@ impl Malformed {
         match self {
             Self::TooLarge | Self::TooManyFields => 431,
             Self::Version => 505,
+            // RFC 9112 section 6.1, RFC 9220 section 3.
+            Self::TransferCoding | Self::Upgrade => 501,
             _ => 400,
         }
     }
@@ -291,6 +299,8 @@ fn check_lines(input: &[u8], len: usize, limits: HeadLimits) -> Result<(), Malfo
 struct Seen {
     length: Option<u64>,
     encoded: bool,
+    /// Other codings lie below the chunks.
+    coded: bool,
     close: bool,
     keep_alive: bool,
     upgrade: bool,
@@ -313,10 +323,11 @@ impl Seen {
                 self.length = Some(decimal(value).ok_or(Malformed::ContentLength)?);
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-                if self.encoded || !value.eq_ignore_ascii_case(b"chunked") {
+                if self.encoded {
                     return Err(Malformed::TransferEncoding);
                 }
                 self.encoded = true;
+                self.coded = is_coded(value)?;
             }
             _ => {}
         }
@@ -326,12 +337,33 @@ impl Seen {
     fn body(&self) -> Result<Option<BodyKind>, Malformed> {
         match (self.length, self.encoded) {
             (Some(_), true) => Err(Malformed::LengthAndEncoding),
+            (None, true) if self.coded => Err(Malformed::TransferCoding),
             (None, true) => Ok(Some(BodyKind::Chunked)),
             (Some(0), false) => Ok(Some(BodyKind::None)),
             (Some(n), false) => Ok(Some(BodyKind::Length(n))),
             (None, false) => Ok(None),
         }
     }
+}
+
+/// Whether codings other than `chunked` were applied before it. An error where it is not certain that every reader finds
+/// `chunked` to be the last, once: everything but plain tokens, `identity`, which some take for nothing, and white space
+/// that some take for a part of the name.
+fn is_coded(value: &[u8]) -> Result<bool, Malformed> {
+    if value.eq_ignore_ascii_case(b"chunked") {
+        return Ok(false);
+    }
+    let token = |coding: &[u8]| {
+        !coding.is_empty()
+            && coding.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+    };
+    let mut codings =
+        value.split(|b| *b == b',').map(|coding| coding.strip_prefix(b" ").unwrap_or(coding)).rev();
+    let last_is_chunked = codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
+    let plain = |coding: &[u8]| {
+        token(coding) && !coding.eq_ignore_ascii_case(b"chunked") && !coding.eq_ignore_ascii_case(b"identity")
+    };
+    if last_is_chunked && codings.all(plain) { Ok(true) } else { Err(Malformed::TransferEncoding) }
 }
 
 /// Digits only: no sign, no space, no list; bounded so that it cannot overflow.
@@ -371,7 +403,18 @@ mod tests {
             ("Content-Length: \r\n", Malformed::ContentLength),
             ("Content-Length: 9999999999999999999\r\n", Malformed::ContentLength),
             ("Transfer-Encoding: chunked, chunked\r\n", Malformed::TransferEncoding),
-            ("Transfer-Encoding: gzip, chunked\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: gzip\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: chunked, gzip\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: identity, chunked\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: gzip;q=1, chunked\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: gzip,\tchunked\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: , chunked\r\n", Malformed::TransferEncoding),
+            ("Transfer-Encoding: gzip, chunked\r\nContent-Length: 3\r\n", Malformed::LengthAndEncoding),
+            ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", Malformed::TransferEncoding),
+            (
+                "Transfer-Encoding: gzip, chunked\r\nTransfer-Encoding: chunked\r\n",
+                Malformed::TransferEncoding,
+            ),
             ("Transfer-Encoding: xchunked\r\n", Malformed::TransferEncoding),
             ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Malformed::TransferEncoding),
             ("Transfer-Encoding : chunked\r\n", Malformed::Syntax),
@@ -390,6 +433,15 @@ mod tests {
         check("GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Err(Malformed::TransferEncoding));
         check("GET / HTTP/2.0\r\nHost: a\r\n\r\n", Err(Malformed::Version));
         check("GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n", Err(Malformed::Target));
+    }
+
+    #[test]
+    fn a_coding_that_is_not_known_is_not_implemented() {
+        for value in ["gzip, chunked", "gzip,chunked", "br, gzip, Chunked", "x-a_b.c, chunked"] {
+            let post = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: {value}\r\n\r\n");
+            check(&post, Err(Malformed::TransferCoding));
+        }
+        assert_eq!(Malformed::TransferCoding.status(), 501);
     }
 
     #[test]
