@@ -3,6 +3,7 @@
 //! A connection that has been quiet for a moment holds no buffer: it waits for readability and nothing else.
 
 use std::future::{Future, poll_fn};
+use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use fieldgate_core::{HeaderId, Method, RequestHead, Version, path};
 use fieldgate_wire::h1::{BodyKind, HeadLimits, Malformed, parse_request, valid_authority};
 use fieldgate_wire::io::Stream;
 use fieldgate_wire::timer::{Deadline, with_deadline};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
 
 use super::exchange::{self, Request};
 use super::side::{H1Side, Side};
@@ -32,30 +35,27 @@ const LINGER_BYTES: usize = 1024 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Waits for the first bytes of a plain connection and tells whether they are HTTP/2's preface, without taking them.
-pub async fn await_preface(worker: &Rc<Worker>, mut stream: Stream) -> Option<(Stream, bool)> {
+pub async fn await_preface(worker: &Rc<Worker>, stream: Stream) -> Option<(Stream, bool)> {
     let deadline = worker.wheel.register();
     deadline.set(IDLE);
+    let http2 = with_deadline(&deadline, begins_with_preface(stream.io().tcp())).await.ok()?.ok()?;
+    Some((stream, http2))
+}
+
+/// Whether HTTP/2's preface comes first. It may come in pieces; a connection that ends within it is not HTTP/2's.
+async fn begins_with_preface(tcp: &TcpStream) -> io::Result<bool> {
     let mut seen = [0; PREFACE.len()];
     loop {
-        let peeked = with_deadline(&deadline, async {
-            match stream.io_mut() {
-                fieldgate_wire::io::Io::Tcp(tcp) => tcp.peek(&mut seen).await,
-                _ => Ok(0),
-            }
-        })
-        .await;
-        match peeked {
-            Ok(Ok(0) | Err(_)) | Err(_) => return None,
-            Ok(Ok(n)) if seen[..n] == PREFACE[..n] && n < PREFACE.len() => {
-                // A partial preface: rare enough to look again a little later.
-                deadline.set(HEADER);
-                tokio::time::sleep(Duration::from_millis(5)).await;
-                if n >= 4 {
-                    return Some((stream, true));
-                }
-            }
-            Ok(Ok(n)) => return Some((stream, seen[..n] == *PREFACE)),
+        let ready = tcp.ready(Interest::READABLE).await?;
+        let n = tcp.peek(&mut seen).await?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        if n == PREFACE.len() || seen[..n] != PREFACE[..n] || ready.is_read_closed() {
+            return Ok(seen[..n] == *PREFACE);
+        }
+        // What is there was seen, so only more of it is news. Without a read the runtime has to be told.
+        let _ = tcp.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
     }
 }
 
@@ -279,4 +279,41 @@ async fn linger(mut side: Box<H1Side>, deadline: &Deadline) {
 /// A field that only the gateway may write, as far as clients are concerned.
 pub(super) fn is_internal(id: HeaderId, name: &[u8]) -> bool {
     id == HeaderId::XForwardedClientCert || name.starts_with(b"x-envoy-")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// What is made of a client that sends these pieces, each once the one before was seen, and then closes if it is told to.
+    async fn judged(pieces: &[&str], close: bool) -> bool {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        let mut verdict = std::pin::pin!(begins_with_preface(&accepted));
+        for piece in pieces {
+            assert!(verdict.as_mut().now_or_never().is_none(), "judged before {piece:?}");
+            client.write_all(piece.as_bytes()).await.unwrap();
+            // The piece is in the socket's queue; the runtime hears of it in its next turn.
+            accepted.ready(Interest::READABLE).await.unwrap();
+        }
+        if close {
+            client.shutdown().await.unwrap();
+        }
+        verdict.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_preface_may_come_in_pieces() {
+        assert!(judged(&["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n and more"], false).await);
+        assert!(judged(&["PRI * HT", "TP/2.0\r\n\r\nS", "M\r\n\r\n"], false).await);
+        assert!(!judged(&["PRI * HT", "TP/1.1\r\n"], false).await);
+        assert!(!judged(&["P", "OST / HTTP/1.1\r\n"], false).await);
+        assert!(!judged(&["GET / HTTP/1.1\r\n"], false).await);
+        assert!(!judged(&["PRI * HT"], true).await);
+    }
 }
