@@ -26,7 +26,13 @@ pub fn curl(context: &Context) -> Outcome {
         for (path, more, wanted) in CURL_CHECKS {
             let url = format!("{base}{path}");
             let seen = curl_once(&flags, more, &url, stage.path())?;
-            if seen != *wanted {
+            // HTTP/1.1 ends a body that is cut short in good order, so that what there was of it arrives.
+            let in_full = path.rsplit_once('/').map(|(_, bytes)| format!("200 {bytes} 18"));
+            let wanted = match in_full {
+                Some(in_full) if *wanted == "cut" && name.starts_with("h1") => in_full,
+                _ => (*wanted).to_owned(),
+            };
+            if seen != wanted {
                 let _ = write!(failed, "\n  {name} {path}: wanted {wanted}, saw {seen}");
             }
         }
@@ -59,7 +65,9 @@ const CURL_CHECKS: &[(&str, &[&str], &str)] = &[
     ("/upload", &["-d", "hello", "-H", "expect: 100-continue"], "200 29 0"),
     ("/upload", &["-d", "hello", "-H", "transfer-encoding: chunked"], "200 29 0"),
     ("/upload", &["-X", "PUT", "-H", "content-length: 0"], "200 21 0"),
-    ("/truncate", &[], "cut"),
+    ("/truncate/length/500", &[], "cut"),
+    ("/truncate/within-chunk/500", &[], "cut"),
+    ("/truncate/length/3000000", &[], "cut"),
     ("/reset", &[], "refused"),
 ];
 
@@ -71,8 +79,8 @@ fn curl_once(flags: &[String], more: &[&str], url: &str, directory: &Path) -> Re
         command.args(flags).args(more).arg(url).output().map_err(|error| format!("curl: {error}"))?;
     let seen = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(match seen.rsplit_once(' ') {
-        // What curl calls a body that was cut short: by a close, a reset, or in HTTP/2. How much came before is chance.
-        Some((_, "18" | "56" | "92")) => "cut".to_owned(),
+        // What curl calls a stream of HTTP/2 that was reset. How much came before is chance.
+        Some((_, "92")) => "cut".to_owned(),
         // How many words a refusal takes is the gateway's affair.
         _ if seen.starts_with("502 ") || seen.starts_with("503 ") => "refused".to_owned(),
         _ => seen,

@@ -33,6 +33,8 @@ use crate::telemetry::{Outcome, Stages};
 
 /// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
 const STREAM_IDLE: Duration = Duration::from_mins(5);
+/// How long a client may take to accept the last of a response that is cut short.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Endpoints tried at most when connections cannot be opened, retries of the route apart.
 pub(super) const CONNECT_TRIES: u32 = 3;
 /// Kept connections found closed at most, one after the other.
@@ -1107,8 +1109,19 @@ async fn respond(
                 }
             }
             up.abort(Reason::CANCEL);
-            down.abort(Reason::INTERNAL_ERROR);
-            None
+            match down {
+                // What it lacks shows by its length or last chunk, so the connection can close in good order: a reset
+                // would take with it what was sent and has not arrived.
+                Side::H1(mut side) if !matches!(end, End::Client(_)) && !side.ends_with_connection() => {
+                    deadline.set(FAREWELL);
+                    let _ = with_deadline(deadline, poll_fn(|cx| side.poll_flush(cx))).await;
+                    Some((Side::H1(side), false))
+                }
+                down => {
+                    down.abort(Reason::INTERNAL_ERROR);
+                    None
+                }
+            }
         }
     }
 }

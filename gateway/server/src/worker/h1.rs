@@ -262,10 +262,11 @@ async fn refuse(
 
 /// Closes so that the last response arrives: a close with unread input would reset the connection.
 async fn linger(mut side: Box<H1Side>, deadline: &Deadline) {
-    if side.stream.io_mut().shutdown_write().await.is_err() {
+    deadline.set(LINGER);
+    let ended = with_deadline(deadline, side.stream.io_mut().shutdown_write()).await;
+    if !matches!(ended, Ok(Ok(()))) {
         return;
     }
-    deadline.set(LINGER);
     let mut left = LINGER_BYTES;
     loop {
         side.input.clear();

@@ -180,6 +180,11 @@ impl H1Side {
         };
     }
 
+    /// Whether only the end of the connection tells the peer that it has the whole body.
+    pub fn ends_with_connection(&self) -> bool {
+        self.write == Write::UntilClose
+    }
+
     /// Whether both bodies are over and nothing waits to be written.
     pub fn is_clean(&self) -> bool {
         matches!(self.read, Read::Done) && self.write == Write::Done && self.written == self.out.len()
