@@ -25,6 +25,7 @@ mod splits;
 mod stale;
 mod sticky;
 mod truncation;
+mod tunnels;
 mod upgrade;
 
 use std::path::PathBuf;
@@ -68,6 +69,11 @@ const SCENARIOS: &[Scenario] = &[
         clients::grpc,
     ),
     scenario("websocket", "Python's websockets through the gateway", clients::websocket),
+    scenario(
+        "tunnels",
+        "upgrades by h1 and h2 to h1 and h2: frames, ends, refusals, drain, access log",
+        tunnels::run,
+    ),
     scenario("http10", "HTTP/1.0 clients, with and without keep-alive", raw::http10),
     scenario("pipelining", "pipelined requests are answered in order", raw::pipelining),
     scenario("expect", "100-continue comes before the body is sent", raw::expect),

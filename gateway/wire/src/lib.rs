@@ -9,3 +9,4 @@ pub mod io;
 pub mod socket;
 pub mod timer;
 pub mod tls;
+pub mod websocket;

@@ -101,6 +101,17 @@ impl Wheel {
         self.shared.read_clock();
     }
 
+    /// Lets every deadline that is set pass now and wakes who waits for one: the end of a worker is nobody's fault, and
+    /// everything in flight is to end as it would have ended by itself.
+    pub fn expire_all(&self) {
+        let mut woken = Vec::new();
+        for (_, entry) in self.shared.entries.borrow().iter().filter(|(_, entry)| entry.due.get() != NEVER) {
+            entry.due.set(0);
+            woken.extend(entry.waker.take());
+        }
+        woken.into_iter().for_each(Waker::wake);
+    }
+
     /// Drives the wheel. The worker spawns this once per wheel; without it no deadline wakes anyone.
     ///
     /// Ticks only while deadlines are being set. Otherwise it sleeps until the next occupied slot, and without
@@ -446,6 +457,20 @@ mod tests {
     async fn expiry(deadline: &Deadline) -> Instant {
         poll_fn(|cx| deadline.poll_expired(cx)).await;
         Instant::now()
+    }
+
+    #[tokio::test]
+    async fn all_that_are_set_can_be_let_pass_at_once() {
+        let wheel = Wheel::default();
+        let (set, unset) = (wheel.register(), wheel.register());
+        set.set(Duration::from_mins(5));
+        let mut waiting = pin!(poll_fn(|cx| set.poll_expired(cx)));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        wheel.expire_all();
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        assert!(!unset.expired());
+        set.set(Duration::from_mins(5));
+        assert!(!set.expired(), "it can be set again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -19,7 +20,7 @@ use super::answer::{
     Answer, BLOCK, Cut, EchoReport, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole, answer,
 };
 use super::rewound::Rewound;
-use super::{NEVER, State, count};
+use super::{NEVER, State, count, websocket};
 
 const WINDOW: u32 = 1024 * 1024;
 const MAX_STREAMS: u32 = 1024;
@@ -30,6 +31,7 @@ pub(super) async fn serve(stream: Rewound, state: Arc<State>) -> io::Result<()> 
         .initial_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
+        .enable_connect_protocol()
         .handshake::<_, Bytes>(stream)
         .await
         .map_err(io::Error::other)?;
@@ -93,6 +95,14 @@ impl Exchange<'_> {
             Answer::Duplex => return self.duplex(body).await,
             Answer::Stall => self.state.resumed().await,
             _ => {}
+        }
+        if head.extensions.get::<Protocol>().is_some() {
+            // RFC 8441: the body is the tunnel, so there is none to wait for.
+            return match answer {
+                Answer::WebSocket => self.websocket(body).await,
+                Answer::Whole(whole) => self.whole(&whole),
+                _ => self.whole(&Whole::root()),
+            };
         }
         if head.headers.contains_key("expect") {
             let mut interim = Response::new(());
@@ -163,7 +173,7 @@ impl Exchange<'_> {
                 stream.send_trailers(trailers)
             }
             Answer::WebSocket => {
-                self.whole(&Whole::text(StatusCode::NOT_IMPLEMENTED, "WebSocket is for HTTP/1.1 here\n"))
+                self.whole(&Whole::text(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket\n"))
             }
             Answer::Early | Answer::Reset | Answer::Duplex => unreachable!("returned above"),
         }
@@ -208,6 +218,26 @@ impl Exchange<'_> {
         }
     }
 
+    async fn websocket(mut self, mut body: RecvStream) -> Result<(), h2::Error> {
+        let response = Response::builder().header("x-backend", &self.state.name).body(());
+        let mut stream =
+            self.respond.send_response(response.expect("a backend's name is a valid header value"), false)?;
+        let mut input = BytesMut::new();
+        loop {
+            let mut output = Vec::new();
+            let closed = websocket::answer_frames(&mut input, &mut output);
+            self.send_all(&mut stream, output.into()).await?;
+            if closed.map_err(|_| Reason::PROTOCOL_ERROR)? {
+                break;
+            }
+            let Some(piece) = body.data().await.transpose()? else { break };
+            body.flow_control().release_capacity(piece.len())?;
+            count(&self.state.counters.received_bytes, piece.len());
+            input.extend_from_slice(&piece);
+        }
+        stream.send_data(Bytes::new(), true)
+    }
+
     fn response(&self, status: StatusCode, content_type: &'static str, length: Option<u64>) -> Response<()> {
         let mut response = Response::builder().status(status).header("x-backend", &self.state.name);
         if status != StatusCode::NO_CONTENT {
@@ -244,6 +274,15 @@ impl Exchange<'_> {
             stream.send_data(Bytes::from_static(&BLOCK[..piece]), false)?;
             count(&self.state.counters.sent_bytes, piece);
             left -= piece as u64;
+        }
+        Ok(())
+    }
+
+    async fn send_all(&self, stream: &mut SendStream<Bytes>, mut bytes: Bytes) -> Result<(), h2::Error> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(granted(stream, bytes.len()).await?);
+            count(&self.state.counters.sent_bytes, piece.len());
+            stream.send_data(piece, false)?;
         }
         Ok(())
     }

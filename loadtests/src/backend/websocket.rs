@@ -23,19 +23,27 @@ pub(super) fn accept_key(key: &str) -> String {
 pub(super) async fn echo(stream: &mut TcpStream, input: &mut BytesMut) -> io::Result<()> {
     let mut output = Vec::new();
     loop {
-        while let Some(frame) = Frame::parse(input)? {
-            frame.answer(&mut output);
-            if frame.opcode == CLOSE {
-                stream.write_all(&output).await?;
-                return stream.shutdown().await;
-            }
-        }
+        let closed = answer_frames(input, &mut output)?;
         stream.write_all(&output).await?;
+        if closed {
+            return stream.shutdown().await;
+        }
         output.clear();
         if stream.read_buf(input).await? == 0 {
             return Ok(());
         }
     }
+}
+
+/// Answers the frames that are there in full. `true`: the last of them was a close, after which nothing is said.
+pub(super) fn answer_frames(input: &mut BytesMut, output: &mut Vec<u8>) -> io::Result<bool> {
+    while let Some(frame) = Frame::parse(input)? {
+        frame.answer(output);
+        if frame.opcode == CLOSE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 struct Frame {

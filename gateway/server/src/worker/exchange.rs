@@ -26,13 +26,14 @@ use smallvec::SmallVec;
 use super::capacity::{NoPlace, Queued};
 use super::local::{self, Answer};
 use super::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
+use super::tunnel::{self, Asked};
 use super::upstream::{NoConnection, StreamGuard};
 use super::{Connection, Worker, capacity, forward, mirror};
 use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
 /// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
-const STREAM_IDLE: Duration = Duration::from_mins(5);
+pub(super) const STREAM_IDLE: Duration = Duration::from_mins(5);
 /// How long a client may take to accept the last of a response that is cut short.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Endpoints tried at most when connections cannot be opened, retries of the route apart.
@@ -56,6 +57,8 @@ pub struct Request {
     pub started: Instant,
     /// HTTP/2: where the response goes.
     pub respond: Option<h2::server::SendResponse<Bytes>>,
+    /// HTTP/2: what the client sends once the upgrade that it asks for is agreed to.
+    pub tunnel: Option<h2::RecvStream>,
 }
 
 impl Default for Request {
@@ -68,6 +71,7 @@ impl Default for Request {
             upgrade: None,
             started: Instant::now(),
             respond: None,
+            tunnel: None,
         }
     }
 }
@@ -86,25 +90,25 @@ impl Request {
 ///
 /// It borrows from the snapshot: a reference count would be memory that all workers write per request.
 #[derive(Default)]
-struct Log<'p> {
+pub(super) struct Log<'p> {
     listener: Option<&'p Arc<CompiledListener>>,
     entry: Option<&'p Arc<Entry>>,
     backend: Option<usize>,
     pool: Option<&'p Arc<CompiledPool>>,
     upstream: Option<SocketAddr>,
     upstream_local: Option<SocketAddr>,
-    status: u16,
+    pub(super) status: u16,
     grpc_status: Option<u16>,
-    flags: &'static str,
-    details: std::borrow::Cow<'static, str>,
-    failure: Option<String>,
+    pub(super) flags: &'static str,
+    pub(super) details: std::borrow::Cow<'static, str>,
+    pub(super) failure: Option<String>,
     stages: Stages,
-    bytes_received: u64,
-    bytes_sent: u64,
+    pub(super) bytes_received: u64,
+    pub(super) bytes_sent: u64,
     attempts: u32,
     original_path: Option<String>,
     /// When it was over, if the clock was read then.
-    ended: Option<Instant>,
+    pub(super) ended: Option<Instant>,
 }
 
 impl Log<'_> {
@@ -123,7 +127,7 @@ enum Decision<'p> {
     Forward(Forward<'p>),
 }
 
-struct Forward<'p> {
+pub(super) struct Forward<'p> {
     rule: &'p CompiledRule,
     backend: usize,
     pool: &'p CompiledPool,
@@ -148,17 +152,21 @@ pub(super) enum Failure {
     ClientGone,
     /// The client broke the protocol in its body.
     ClientError(SideError),
+    /// This upstream cannot be asked for it.
+    Refused(Answer),
 }
 
 /// An upstream that took the request, with its response's head read.
-struct Answered {
+pub(super) struct Answered {
     at: Instant,
-    side: Side,
-    guard: Option<StreamGuard>,
+    pub(super) side: Side,
+    pub(super) guard: Option<StreamGuard>,
     keep_alive: bool,
     body: BodyKind,
-    upload: Transfer,
+    pub(super) upload: Transfer,
     upload_failed: bool,
+    /// It agreed to the upgrade: what follows is a tunnel.
+    switched: bool,
 }
 
 /// Carries out one exchange. Returns the client's side and whether its connection can go on, or nothing if it is gone.
@@ -404,7 +412,7 @@ fn of_local(response: filter::LocalResponse) -> Answer {
 }
 
 /// A filter's effect on the response.
-fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut ResponseHead) {
+pub(super) fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut ResponseHead) {
     let filters = to.rule.backends[to.backend].filters.iter().chain(&to.rule.ir.filters);
     for filter in filters {
         match filter {
@@ -460,7 +468,7 @@ async fn forward_request(
     let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
     let tries = retries.map_or(0, |r| r.attempts) + 1;
     loop {
-        let http2 = speaks_http2(to.pool, &request.head);
+        let http2 = speaks_http2(to.pool, &request.head, request.upgrade.is_some());
         let in_flight = match capacity::pick(worker, to.pool, http2, &tried, waited) {
             Ok(in_flight) => in_flight,
             Err(NoPlace::NoEndpoint(none)) => {
@@ -502,6 +510,13 @@ async fn forward_request(
                     && failed + 1 < tries
                     && untouched
                     && !answered.upload_failed;
+                if answered.switched {
+                    // Rare, and not to make every exchange larger.
+                    return Box::pin(tunnel::carry(
+                        worker, down, request, &to, answered, log, response, deadline,
+                    ))
+                    .await;
+                }
                 if again {
                     drop(in_flight);
                     discard(worker, answered, &to, address);
@@ -586,6 +601,7 @@ async fn forward_request(
                     )
                 }
             }
+            Failure::Refused(answer) => answer,
             Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
         };
         return send_failure(down, request, answer, log, deadline).await;
@@ -672,9 +688,9 @@ async fn attempt(
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     };
-    let upgrade = if matches!(down, Side::H1(_)) { request.upgrade.as_deref() } else { None };
-    let Opened { side, response: h2_response, guard, reused } =
-        open(worker, to.pool, &request.head, request.body, upgrade, address).await?;
+    let upgrading = request.upgrade.is_some().then_some(&*request);
+    let Opened { side, response: h2_response, guard, reused, asked } =
+        open(worker, to.pool, &request.head, request.body, upgrading, address).await?;
     // It has what it waited for.
     drop(to.waiting.take());
     let sent = if reused { begun } else { Instant::now() };
@@ -708,6 +724,8 @@ async fn attempt(
             interim(down, request, response).await;
         }
     };
+    let switched = tunnel::agreed(asked, &mut wait.side, request, response)
+        .map_err(|error| Failure::Broken { error, stale: false, unsent: false })?;
     let answered_at = Instant::now();
     log.stages.first_byte = Some(answered_at - sent);
     Ok(Answered {
@@ -718,6 +736,7 @@ async fn attempt(
         body: answered.1,
         upload: wait.upload,
         upload_failed: wait.upload_failed,
+        switched,
     })
 }
 
@@ -738,30 +757,33 @@ pub(super) struct Opened {
     pub guard: Option<StreamGuard>,
     /// Whether the connection was open before.
     pub reused: bool,
+    /// The upgrade that it was asked for.
+    asked: Option<Asked>,
 }
 
-/// Has a connection to an endpoint and puts the head on it.
+/// Has a connection to an endpoint and puts the head on it. `upgrading`: the request, if it asks for an upgrade.
 pub(super) async fn open(
     worker: &Worker,
     pool: &CompiledPool,
     head: &RequestHead,
     body: BodyKind,
-    upgrade: Option<&[u8]>,
+    upgrading: Option<&Request>,
     address: SocketAddr,
 ) -> Result<Opened, Failure> {
-    if speaks_http2(pool, head) {
-        open_http2(worker, pool, head, body, address).await
+    if speaks_http2(pool, head, upgrading.is_some()) {
+        open_http2(worker, pool, head, body, address, upgrading).await
     } else {
-        open_http1(worker, pool, head, body, upgrade, address).await
+        open_http1(worker, pool, head, body, upgrading, address).await
     }
 }
 
 /// Whether the request goes to this pool by HTTP/2.
-pub(super) fn speaks_http2(pool: &CompiledPool, head: &RequestHead) -> bool {
+pub(super) fn speaks_http2(pool: &CompiledPool, head: &RequestHead, upgrades: bool) -> bool {
     match pool.ir.protocol {
         Protocol::Http1 => false,
         Protocol::Http2 => true,
-        Protocol::Auto => head.version >= Version::Http2,
+        // Who speaks either takes an upgrade by HTTP/1.1 in any case.
+        Protocol::Auto => head.version >= Version::Http2 && !upgrades,
     }
 }
 
@@ -770,7 +792,7 @@ async fn open_http1(
     pool: &CompiledPool,
     head: &RequestHead,
     body: BodyKind,
-    upgrade: Option<&[u8]>,
+    upgrading: Option<&Request>,
     address: SocketAddr,
 ) -> Result<Opened, Failure> {
     let (stream, lease, reused) = worker.upstreams.http1(pool, address).await?;
@@ -780,9 +802,11 @@ async fn open_http1(
         body => body,
     };
     side.lease = Some(lease);
+    let upgrade = upgrading.and_then(|request| request.upgrade.as_deref());
     forward::write_request(&mut side.out, head, body, upgrade);
     side.begin_body(body);
-    Ok(Opened { side: Side::H1(Box::new(side)), response: None, guard: None, reused })
+    let asked = upgrading.map(|_| Asked::default());
+    Ok(Opened { side: Side::H1(Box::new(side)), response: None, guard: None, reused, asked })
 }
 
 async fn open_http2(
@@ -791,20 +815,32 @@ async fn open_http2(
     head: &RequestHead,
     body: BodyKind,
     address: SocketAddr,
+    upgrading: Option<&Request>,
 ) -> Result<Opened, Failure> {
-    let (send, guard, reused) = worker.upstreams.http2(pool, address).await?;
+    let (shared, guard, reused) = worker.upstreams.http2(pool, address).await?;
     let broken = |error: h2::Error| {
         // It takes no more streams, however long those that are open may last.
         guard.retire();
         Failure::Broken { error: SideError::Reset(error), stale: reused, unsent: true }
     };
-    let mut send = send.ready().await.map_err(broken)?;
-    let head = forward::http2_request(head)
+    let upgrade = match upgrading {
+        Some(request) => Box::pin(tunnel::check_upstream(request, &shared, &pool.ir.limits)).await?,
+        None => None,
+    };
+    let mut send = shared.send.ready().await.map_err(broken)?;
+    let mut head = forward::http2_request(head)
         .map_err(|e| Failure::ClientError(SideError::Io(std::io::Error::other(e))))?;
+    if let Some(protocol) = upgrade {
+        tunnel::extend_connect(&mut head, protocol);
+        let (response, stream) = send.send_request(head, false).map_err(broken)?;
+        let asked = Some(Asked::on(stream));
+        let side = Side::H2(Box::default());
+        return Ok(Opened { side, response: Some(response), guard: Some(guard), reused, asked });
+    }
     let (response, stream) = send.send_request(head, body == BodyKind::None).map_err(broken)?;
     let stream = (body != BodyKind::None).then_some(stream);
     let side = Side::H2(Box::new(H2Side::new(None, stream)));
-    Ok(Opened { side, response: Some(response), guard: Some(guard), reused })
+    Ok(Opened { side, response: Some(response), guard: Some(guard), reused, asked: None })
 }
 
 /// The time between the request's head sent and the response's head read, the body flowing meanwhile.
@@ -894,7 +930,7 @@ impl Waiting<'_> {
                         let body =
                             if request.head.method == Method::Head { BodyKind::None } else { parsed.body };
                         side.expect_body(body);
-                        return Poll::Ready(Ok((parsed.keep_alive || parsed.status == 101, body)));
+                        return Poll::Ready(Ok((parsed.keep_alive, body)));
                     }
                 }
                 match std::task::ready!(side.poll_read_more(cx)) {
@@ -1006,12 +1042,10 @@ async fn respond(
     limit: Option<Instant>,
     address: SocketAddr,
 ) -> Option<(Side, bool)> {
-    let Answered { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed } = answered;
+    let Answered { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed, .. } =
+        answered;
     log.status = response.status;
     log.details = "via_upstream".into();
-    let switched = response.status == 101;
-    let upgrade =
-        if switched { response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec) } else { None };
     forward::prepare_response(response);
     apply_to_response(to, &request.head, response);
     let mut keep = request.keep_alive && !worker.draining.get();
@@ -1037,13 +1071,9 @@ async fn respond(
                 response.headers.push_known(HeaderId::ContentLength, "content-length", b"0");
             }
             let connection = forward::connection_option(request.head.version, keep && upload.done);
-            forward::write_response(&mut side.out, response, out_body, connection, upgrade.as_deref());
+            forward::write_response(&mut side.out, response, out_body, connection, None);
             keep &= upload.done;
             side.begin_body(out_body);
-            if switched {
-                side.begin_body(BodyKind::UntilClose);
-                side.expect_body(BodyKind::UntilClose);
-            }
         }
         Side::H2(side) => {
             let mut sender = request.respond.take()?;
@@ -1058,19 +1088,12 @@ async fn respond(
             }
         }
     }
-    if switched && let Side::H1(side) = &mut up {
-        side.begin_body(BodyKind::UntilClose);
-        side.expect_body(BodyKind::UntilClose);
-        upload = Transfer::default();
-    }
     if upload_failed {
         upload.done = true;
     }
     let mut download = Transfer::default();
-    let streamed = poll_fn(|cx| {
-        poll_streams(cx, &mut down, &mut up, &mut upload, &mut download, switched, deadline, limit)
-    })
-    .await;
+    let streamed =
+        poll_fn(|cx| poll_streams(cx, &mut down, &mut up, &mut upload, &mut download, deadline, limit)).await;
     log.bytes_received = upload.bytes;
     log.bytes_sent = download.bytes;
     let ended = Instant::now();
@@ -1080,7 +1103,7 @@ async fn respond(
     match streamed {
         Ok(()) => {
             drop(guard);
-            let complete = upload.done && !upload_failed && !switched;
+            let complete = upload.done && !upload_failed;
             if complete && keep_alive {
                 recycle(worker, up, to.pool, address);
             } else if let Side::H2(mut s) = up
@@ -1102,6 +1125,10 @@ async fn respond(
                     log.flags = "UC";
                     log.details = "upstream_reset_after_response_started{connection_termination}".into();
                     log.failure = Some(e.to_string());
+                }
+                End::Idle if worker.over.get() => {
+                    log.flags = "DT";
+                    log.details = "drain_deadline".into();
                 }
                 End::Idle => {
                     log.flags = if limit.is_some() { "UT" } else { "SI" };
@@ -1139,7 +1166,6 @@ fn poll_streams(
     up: &mut Side,
     upload: &mut Transfer,
     download: &mut Transfer,
-    switched: bool,
     deadline: &Deadline,
     limit: Option<Instant>,
 ) -> Poll<Result<(), End>> {
@@ -1166,13 +1192,13 @@ fn poll_streams(
     if upload.done && !download.done && down.poll_gone(cx).is_ready() {
         return Poll::Ready(Err(End::Client(SideError::Io(std::io::ErrorKind::ConnectionReset.into()))));
     }
-    // A tunnel is over when either side is; an exchange when the response is, whatever is left of the request.
-    if download.done || (switched && upload.done) {
+    // An exchange is over when the response is, whatever is left of the request.
+    if download.done {
         return Poll::Ready(Ok(()));
     }
     match limit {
-        Some(limit) if !switched => deadline.set_at(limit.into()),
-        _ => deadline.set(STREAM_IDLE),
+        Some(limit) => deadline.set_at(limit.into()),
+        None => deadline.set(STREAM_IDLE),
     }
     deadline.poll_expired(cx).map(|()| Err(End::Idle))
 }

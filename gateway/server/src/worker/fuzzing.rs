@@ -37,7 +37,7 @@ pub fn request(input: &[u8], https: bool) -> Result<Option<Received>, Malformed>
 /// A request of an HTTP/2 connection.
 pub fn stream(parts: &http::request::Parts, ended: bool) -> Result<Received, Malformed> {
     let mut request = Request::default();
-    h2::read_head(&mut request, parts, ended)?;
+    h2::read_head(&mut request, parts, ended, || 7)?;
     Ok(received(request, 0))
 }
 

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 
 use super::exchange::{self, Request};
 use super::side::{H1Side, Side};
-use super::{Connection, Worker, local};
+use super::{Connection, Worker, local, tunnel};
 
 /// First byte of a connection, and from one request to the next.
 const IDLE: Duration = Duration::from_secs(75);
@@ -188,7 +188,7 @@ pub(super) fn parse(input: &[u8], request: &mut Request, https: bool) -> Result<
     request.keep_alive = parsed.keep_alive;
     request.expects_continue = parsed.expects_continue && parsed.body != BodyKind::None;
     request.upgrade =
-        parsed.upgrade.then(|| head.headers.get_id(HeaderId::Upgrade).unwrap_or_default().to_vec());
+        head.headers.get_id(HeaderId::Upgrade).filter(|_| parsed.upgrade).and_then(tunnel::asked_for);
     Ok(Some(parsed.len))
 }
 

@@ -15,7 +15,7 @@ use h2::server::SendResponse;
 use super::exchange::{self, Request};
 use super::local::{self, Answer};
 use super::side::{H2Side, Side, fill_headers};
-use super::{Connection, Worker, h1};
+use super::{Connection, Worker, h1, tunnel};
 
 /// Streams that a client may have open at once.
 const STREAMS: u32 = 128;
@@ -40,6 +40,8 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(60 * 1024)
         .max_send_buffer_size(SEND_BUFFER)
+        // WebSocket and other upgrades (RFC 8441 section 3).
+        .enable_connect_protocol()
         // The rapid-reset attack (CVE-2023-44487): streams reset by the peer before we took them.
         .max_pending_accept_reset_streams(50)
         .max_local_error_reset_streams(Some(100));
@@ -94,13 +96,19 @@ async fn stream_exchange(
     let (parts, recv) = incoming.into_parts();
     let mut request = Request { started, head: worker.take_request_head(), ..Request::default() };
     request.head.https = conn.tls;
-    if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream()) {
-        let answer = Answer::new(400, why.as_str(), "DPE", "bad request\n");
+    if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream(), || worker.random()) {
+        let answer = Answer::new(why.status(), why.as_str(), "DPE", "bad request\n");
         exchange::record_refusal(worker, conn, &request, &answer);
         local::send_h2(respond, answer, &request.head);
         return;
     }
-    let recv = (request.body != BodyKind::None).then_some(recv);
+    let recv = match request.upgrade {
+        Some(_) => {
+            request.tunnel = Some(recv);
+            None
+        }
+        None => (request.body != BodyKind::None).then_some(recv),
+    };
     request.respond = Some(respond);
     let deadline = worker.wheel.register();
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
@@ -114,11 +122,16 @@ pub(super) fn read_head(
     request: &mut Request,
     parts: &http::request::Parts,
     ended: bool,
+    random: impl Fn() -> u64,
 ) -> Result<(), Malformed> {
     let head = &mut request.head;
     head.version = Version::Http2;
     head.method = Method::from_bytes(parts.method.as_str().as_bytes());
     fill_headers(&mut head.headers, &parts.headers);
+    if let Some(protocol) = parts.extensions.get::<h2::ext::Protocol>() {
+        tunnel::from_extended_connect(request, protocol, random)?;
+    }
+    let head = &mut request.head;
     if head.headers.get_all_id(HeaderId::Host).count() > 1 {
         return Err(Malformed::Host);
     }
@@ -151,7 +164,7 @@ pub(super) fn read_head(
         _ => return Err(Malformed::ContentLength),
     };
     request.body = match length {
-        _ if ended => BodyKind::None,
+        _ if ended || request.upgrade.is_some() => BodyKind::None,
         Some(n) => BodyKind::Length(n),
         None => BodyKind::Chunked,
     };

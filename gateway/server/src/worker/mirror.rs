@@ -161,7 +161,7 @@ impl Flight {
         let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
         let mut stale_tries = 0;
         loop {
-            let http2 = exchange::speaks_http2(pool, &copied.head);
+            let http2 = exchange::speaks_http2(pool, &copied.head, false);
             let in_flight = match capacity::pick(worker, pool, http2, &tried, false) {
                 Ok(in_flight) => in_flight,
                 // Places for which requests wait are not for copies.
@@ -210,7 +210,7 @@ impl Flight {
         body: BodyKind,
         deadline: &Deadline,
     ) -> Result<(), Failure> {
-        let Opened { side, response, guard, reused } =
+        let Opened { side, response, guard, reused, .. } =
             exchange::open(&self.worker, pool, &copied.head, body, None, address).await?;
         let mut exchange = Exchange {
             side,

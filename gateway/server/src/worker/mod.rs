@@ -14,6 +14,7 @@ mod h2;
 mod local;
 mod mirror;
 mod side;
+mod tunnel;
 mod upstream;
 
 pub(crate) use self::h1::set_target;
@@ -48,6 +49,9 @@ const HEAD: usize = 4 * 1024;
 const EVENTS: usize = 64;
 /// Buffers and output vectors kept per worker when not in use.
 const RETAINED: usize = 512;
+
+/// From the drain's deadline to the worker's end: for those cut off to be told, and to be on record.
+const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// What a worker is told.
 pub enum Command {
@@ -171,6 +175,8 @@ pub(crate) struct Worker {
     pub requests: Cell<u64>,
     pub draining: Cell<bool>,
     pub drain: Notify,
+    /// The drain's deadline has passed: what is still in flight is cut off.
+    pub over: Cell<bool>,
 }
 
 /// A worker's own count of users of the shared configuration, so that requests do not touch the shared count.
@@ -232,6 +238,7 @@ impl Worker {
             requests: Cell::new(0),
             draining: Cell::new(false),
             drain: Notify::new(),
+            over: Cell::new(false),
         })
     }
 
@@ -359,6 +366,13 @@ impl Connection {
     }
 }
 
+async fn until(end: Option<Instant>) {
+    match end {
+        Some(end) => tokio::time::sleep_until(end.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The worker's main loop: everything that can wake it, apart from connections.
 async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>) {
     let wheel = worker.wheel.clone();
@@ -378,10 +392,16 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                 worker.upstreams.share_room(&worker);
                 continue;
             }
+            () = until(end), if !worker.over.get() => {
+                worker.over.set(true);
+                worker.wheel.expire_all();
+                second.reset_after(LAST_WORDS);
+                continue;
+            }
             _ = second.tick() => {
                 worker.recorder.flush();
                 worker.upstreams.sweep(&worker);
-                if end.is_some_and(|end| worker.connections.get() == 0 || Instant::now() >= end) {
+                if worker.over.get() || end.is_some() && worker.connections.get() == 0 {
                     break;
                 }
                 continue;

@@ -16,6 +16,7 @@ use fieldgate_wire::io::{Io, PeerState, Stream};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::io::AsyncWrite;
 
+use super::Worker;
 use super::mirror::Tee;
 use super::upstream::Lease;
 
@@ -178,6 +179,12 @@ impl H1Side {
             BodyKind::Chunked => Write::Chunked(0),
             BodyKind::UntilClose => Write::UntilClose,
         };
+    }
+
+    /// From here on bytes flow both ways, until each side ends its own.
+    pub fn switch(&mut self) {
+        self.expect_body(BodyKind::UntilClose);
+        self.begin_body(BodyKind::UntilClose);
     }
 
     /// Whether only the end of the connection tells the peer that it has the whole body.
@@ -501,6 +508,25 @@ impl Side {
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
         match self {
             Self::H1(s) => s.poll_flush(cx).map_err(SideError::Io),
+            Self::H2(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Gives back what a connection that waits does not need, until there is something to read again.
+    pub fn rest(&mut self, worker: &Worker) {
+        if let Self::H1(s) = self
+            && s.out.is_empty()
+            && s.out.capacity() > 0
+        {
+            worker.give_out(std::mem::take(&mut s.out));
+        }
+    }
+
+    /// Ends our half of a tunnel, the last byte of which was flushed. The peer's half goes on.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
+        match self {
+            Self::H1(s) => Pin::new(&mut s.stream).poll_shutdown(cx).map_err(SideError::Io),
+            // END_STREAM went with the end of the transfer.
             Self::H2(_) => Poll::Ready(Ok(())),
         }
     }

@@ -18,6 +18,7 @@ use fieldgate_core::balance::{CompiledPool, EndpointState};
 use fieldgate_core::ir::PoolLimits;
 use fieldgate_wire::io::{Io, Stream};
 use h2::client::SendRequest;
+use h2::{Ping, PingPong};
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -69,15 +70,26 @@ struct Idle {
     keep: Duration,
 }
 
+/// An HTTP/2 connection that requests share.
 #[derive(Clone)]
-struct Shared {
-    send: SendRequest<Bytes>,
+pub struct Shared {
+    /// Opens streams.
+    pub send: SendRequest<Bytes>,
+    settings: Rc<Settings>,
     streams: Rc<Cell<usize>>,
     alive: Rc<Cell<bool>>,
     used: Rc<Cell<Instant>>,
     /// The connection's task has it, and lets go of it when the connection is closed.
     lease: Weak<Lease>,
     room: Rc<Room>,
+}
+
+/// What the peer announced. Its settings are the first thing that it sends (RFC 9113 section 3.4), so once it has answered
+/// a ping they are here.
+struct Settings {
+    ping: RefCell<Option<PingPong>>,
+    known: Cell<bool>,
+    arrived: Notify,
 }
 
 /// Counts a stream of a shared connection for as long as it lives.
@@ -157,15 +169,16 @@ impl Upstreams {
         &self,
         pool: &CompiledPool,
         address: SocketAddr,
-    ) -> Result<(SendRequest<Bytes>, StreamGuard, bool), NoConnection> {
+    ) -> Result<(Shared, StreamGuard, bool), NoConnection> {
         if let Some(shared) = self.free_stream(pool.slot, address) {
-            return Ok((shared.send.clone(), shared.take(), true));
+            let guard = shared.take();
+            return Ok((shared, guard, true));
         }
         let lease = self.lease(pool, address)?;
         // Rare, and not to make every exchange larger.
         let opened = Box::pin(self.open_http2(pool, address, lease)).await;
-        let (send, guard) = opened.map_err(NoConnection::Failed)?;
-        Ok((send, guard, false))
+        let (shared, guard) = opened.map_err(NoConnection::Failed)?;
+        Ok((shared, guard, false))
     }
 
     async fn open_http2(
@@ -173,7 +186,7 @@ impl Upstreams {
         pool: &CompiledPool,
         address: SocketAddr,
         lease: Lease,
-    ) -> io::Result<(SendRequest<Bytes>, StreamGuard)> {
+    ) -> io::Result<(Shared, StreamGuard)> {
         let limits = &pool.ir.limits;
         let stream = connect(address, limits).await?;
         let mut builder = h2::client::Builder::new();
@@ -184,11 +197,16 @@ impl Upstreams {
             .enable_push(false)
             .max_send_buffer_size(256 * 1024);
         let handshake = builder.handshake::<_, Bytes>(stream.into_io());
-        let (send, connection) =
+        let (send, mut connection) =
             bounded(limits.connect_timeout, handshake).await?.map_err(io::Error::other)?;
         let lease = Rc::new(lease);
         let shared = Shared {
             send,
+            settings: Rc::new(Settings {
+                ping: RefCell::new(connection.ping_pong()),
+                known: Cell::new(false),
+                arrived: Notify::new(),
+            }),
             streams: Rc::default(),
             alive: Rc::new(Cell::new(true)),
             used: Rc::new(Cell::new(Instant::now())),
@@ -204,12 +222,11 @@ impl Upstreams {
             drop(lease);
         });
         let guard = shared.take();
-        let send = shared.send.clone();
         // This request has one of its streams.
-        let others = STREAMS.min(send.current_max_send_streams()).saturating_sub(1);
+        let others = STREAMS.min(shared.send.current_max_send_streams()).saturating_sub(1);
         shared.room.freed_many(others);
-        self.endpoints.borrow_mut().entry((pool.slot, address)).or_default().shared.push(shared);
-        Ok((send, guard))
+        self.endpoints.borrow_mut().entry((pool.slot, address)).or_default().shared.push(shared.clone());
+        Ok((shared, guard))
     }
 
     /// Where requests wait for a pool.
@@ -328,6 +345,26 @@ impl Upstreams {
 impl Shared {
     fn has_stream(&self) -> bool {
         self.alive.get() && self.streams.get() < STREAMS.min(self.send.current_max_send_streams())
+    }
+
+    /// Whether the peer takes extended CONNECT (RFC 8441 section 3). On a new connection its settings are waited for.
+    pub async fn takes_extended_connect(&self, limits: &PoolLimits) -> bool {
+        let settings = &self.settings;
+        if !settings.known.get() && !self.send.is_extended_connect_protocol_enabled() {
+            if let Some(mut ping) = settings.ping.take() {
+                let settings = settings.clone();
+                // A task of its own: a client that goes away must not take the answer with it.
+                tokio::task::spawn_local(async move {
+                    // If the connection breaks, who waits is to find that out.
+                    let _ = ping.ping(Ping::opaque()).await;
+                    settings.known.set(true);
+                    settings.arrived.notify_waiters();
+                });
+            }
+            // No answer in time is as good as a no.
+            let _ = bounded(limits.connect_timeout, settings.arrived.notified()).await;
+        }
+        self.send.is_extended_connect_protocol_enabled()
     }
 
     fn take(&self) -> StreamGuard {
