@@ -24,6 +24,7 @@ mod routes;
 mod splits;
 mod stale;
 mod sticky;
+mod timeouts;
 mod truncation;
 mod tunnels;
 mod upgrade;
@@ -90,6 +91,11 @@ const SCENARIOS: &[Scenario] = &[
     ),
     scenario("aborts", "who goes away is missed on the other side at once", aborts::run),
     scenario("backpressure", "who does not read holds back who sends, in bounded memory", backpressure::run),
+    scenario(
+        "timeouts",
+        "a try whose time is up is made again, a request whose time is up gets 504",
+        timeouts::run,
+    ),
     scenario("stale", "upstream connections that close fail no GET and resend no POST", stale::run),
     scenario("full-log", "an access log on a full disk is counted, and fails no request", faults::full_log),
     scenario(

@@ -116,7 +116,7 @@ enum End {
 }
 
 /// Signals, for pingora's main loop. SIGTERM drains and SIGINT quits; SIGQUIT, pingora's sign for an upgrade, needs no
-/// action, as the next process takes the sockets by itself.
+/// action, as the next process takes the sockets by itself, nor does SIGHUP, which others reload on.
 struct Signals {
     control: ControlHandle,
     drain_time: Duration,
@@ -130,6 +130,7 @@ impl ShutdownSignalWatch for Signals {
         let mut terminate = listen_for(SignalKind::terminate());
         let mut interrupt = listen_for(SignalKind::interrupt());
         let mut quit = listen_for(SignalKind::quit());
+        let mut hangup = listen_for(SignalKind::hangup());
         loop {
             tokio::select! {
                 () = received(&mut terminate) => self.control.send(Event::Drain { deadline: self.drain_time }),
@@ -139,6 +140,9 @@ impl ShutdownSignalWatch for Signals {
                 }
                 () = received(&mut quit) => {
                     tracing::info!("SIGQUIT: a process started with --upgrade takes over by itself; going on until it does");
+                }
+                () = received(&mut hangup) => {
+                    tracing::info!("SIGHUP: nothing to do, for changed files are read as they change");
                 }
                 ended = end.wait_for(Option::is_some) => {
                     let quick = matches!(ended.as_deref(), Ok(Some(End::Quit)) | Err(_));

@@ -602,6 +602,18 @@ async fn forward_request(
                 }
             }
             Failure::Refused(answer) => answer,
+            // The try's time was up, not the request's.
+            Failure::Timeout
+                if untouched && failed + 1 < tries && limit.is_none_or(|limit| Instant::now() < limit) =>
+            {
+                failed += 1;
+                tried.push(address);
+                if !other_endpoint(worker, to.pool, &tried) {
+                    tried.clear();
+                }
+                backoff(retries.and_then(|r| r.backoff)).await;
+                continue;
+            }
             Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
         };
         return send_failure(down, request, answer, log, deadline).await;
@@ -689,8 +701,13 @@ async fn attempt(
         (a, b) => a.or(b),
     };
     let upgrading = request.upgrade.is_some().then_some(&*request);
+    match limit {
+        Some(limit) => deadline.set_at(limit.into()),
+        None => deadline.set(STREAM_IDLE),
+    }
+    let opening = open(worker, to.pool, &request.head, request.body, upgrading, address);
     let Opened { side, response: h2_response, guard, reused, asked } =
-        open(worker, to.pool, &request.head, request.body, upgrading, address).await?;
+        with_deadline(deadline, opening).await.unwrap_or(Err(Failure::Timeout))?;
     // It has what it waited for.
     drop(to.waiting.take());
     let sent = if reused { begun } else { Instant::now() };

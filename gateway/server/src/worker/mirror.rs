@@ -197,7 +197,9 @@ impl Flight {
                     state.inspect(|s| _ = s.report_failure(worker.now_ms()));
                     return MirrorOutcome::Failed;
                 }
-                Failure::Timeout | Failure::ClientError(_) => return MirrorOutcome::Failed,
+                Failure::Timeout | Failure::ClientError(_) | Failure::Refused(_) => {
+                    return MirrorOutcome::Failed;
+                }
             }
         }
     }
