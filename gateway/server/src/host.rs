@@ -225,9 +225,6 @@ impl Start {
             resolver: resolver(&control),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());
-        control.send(Event::Source(first));
-        tokio::spawn(task.run(events));
-        let _watcher = watch_source(source, &control)?;
         let quit = watch::Sender::new(false);
         let mut quit_asked = quit.subscribe();
         let state = Arc::new(AdminState {
@@ -240,6 +237,10 @@ impl Start {
         });
         let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
         let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;
+        // Nothing is served before the admin address is had: a process that ends for want of it must not have taken a connection from the one before.
+        control.send(Event::Source(first));
+        tokio::spawn(task.run(events));
+        let _watcher = watch_source(source, &control)?;
         // What the first configuration names listens from here on.
         let first_published = generations.wait_for(|generation| *generation > 0);
         first_published.await.map_err(|_| "the control task ended".to_owned())?;

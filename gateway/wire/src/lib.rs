@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod h1;
 pub mod io;
+pub mod linger;
 pub mod socket;
 pub mod timer;
 pub mod tls;

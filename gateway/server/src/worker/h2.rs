@@ -9,6 +9,7 @@ use bytes::Bytes;
 use fieldgate_core::{HeaderId, Method, Version};
 use fieldgate_wire::h1::{BodyKind, Malformed, valid_authority};
 use fieldgate_wire::io::Stream;
+use fieldgate_wire::linger::Lingering;
 use h2::RecvStream;
 use h2::server::SendResponse;
 
@@ -28,6 +29,8 @@ const SEND_BUFFER: usize = 128 * 1024;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_mins(5);
 
+/// How long a client's end is waited for after ours, so that what was sent last arrives.
+const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection without a request may still send its first one while the gateway drains.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
@@ -45,7 +48,8 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         // The rapid-reset attack (CVE-2023-44487): streams reset by the peer before we took them.
         .max_pending_accept_reset_streams(50)
         .max_local_error_reset_streams(Some(100));
-    let handshake = builder.handshake::<_, Bytes>(stream.into_io());
+    let handshake =
+        builder.handshake::<_, Bytes>(Lingering::new(stream.into_io(), worker.wheel.register(), LINGER));
     let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE, handshake).await else { return };
     let deadline = worker.wheel.register();
     deadline.set(IDLE);
