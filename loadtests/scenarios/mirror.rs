@@ -15,6 +15,8 @@ use crate::context::{Context, Figures, Outcome, Stage, WORKERS, ensure, ensure_f
 use crate::edge::{Edge, HOST, Way};
 
 const MIB: usize = 1024 * 1024;
+/// What a mirror may lag behind before it is given up holds this whole, so that each copy must arrive.
+const BODY: usize = 768 * 1024;
 /// Until copies that are under way have arrived, or were given up.
 const SETTLE: Duration = Duration::from_secs(30);
 /// Resident memory of a gateway whose mirrors stall, in MiB: two workers with their queues full and their most copies.
@@ -76,7 +78,7 @@ fn received(backend: &Backend) -> Result<Vec<String>, String> {
 }
 
 fn same_requests(context: &Context, figures: &mut Figures) -> Result<(), String> {
-    let body: Vec<u8> = (0..MIB as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let body: Vec<u8> = (0..BODY as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     for protocol in ["http1", "http2"] {
         let stage = context.stage()?;
         let edge = Edge::new(&stage)?;
