@@ -39,9 +39,12 @@ fn waiting(context: &Context, protocol: &str, limit: u64) -> Result<String, Stri
     for (name, tally) in [("h1", &h1), ("h2", &h2)] {
         ensure_flawless(&format!("{protocol}, limit {limit}, {name}"), tally)?;
     }
-    // One more is the connection that asks.
+    // One more is the connection that asks; and when a worker gives way to another, the backend may see the other's
+    // connection before it has read the end of the one that was closed for it.
     let most = backend.counter("most_open")?;
-    ensure(most <= limit + 1, || format!("{protocol}: {most} connections where {limit} are allowed"))?;
+    ensure(most <= limit + 1 + WORKERS as u64, || {
+        format!("{protocol}: {most} connections where {limit} are allowed")
+    })?;
     Ok(format!(
         "{protocol}: {} requests of 64 connections over at most {limit} connections by {WORKERS} workers, none failed",
         h1.sent + h2.sent
