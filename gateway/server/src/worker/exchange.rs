@@ -450,6 +450,9 @@ async fn send_answer(
     }
 }
 
+/// Endpoints that a request was sent to in vain.
+type Tried = SmallVec<[SocketAddr; 4]>;
+
 /// Tries endpoints until one answers, then streams the response.
 async fn forward_request(
     worker: &Rc<Worker>,
@@ -460,7 +463,7 @@ async fn forward_request(
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
-    let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
+    let mut tried = Tried::new();
     // Kept connections that turned out closed say nothing about an endpoint and do not use up its tries.
     let (mut failed, mut stale) = (0, 0);
     let mut waited = false;
@@ -521,11 +524,7 @@ async fn forward_request(
                     drop(in_flight);
                     discard(worker, answered, &to, address);
                     failed += 1;
-                    tried.push(address);
-                    if !other_endpoint(worker, to.pool, &tried) {
-                        tried.clear();
-                    }
-                    backoff(retries.and_then(|r| r.backoff)).await;
+                    before_retry(worker, &to, address, &mut tried).await;
                     continue;
                 }
                 return respond(
@@ -607,11 +606,7 @@ async fn forward_request(
                 if untouched && failed + 1 < tries && limit.is_none_or(|limit| Instant::now() < limit) =>
             {
                 failed += 1;
-                tried.push(address);
-                if !other_endpoint(worker, to.pool, &tried) {
-                    tried.clear();
-                }
-                backoff(retries.and_then(|r| r.backoff)).await;
+                before_retry(worker, &to, address, &mut tried).await;
                 continue;
             }
             Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
@@ -625,8 +620,14 @@ fn unreachable_upstream() -> Answer {
     Answer::new(503, details, "UF", "no upstream could be reached\n")
 }
 
-async fn backoff(pause: Option<Duration>) {
-    if let Some(pause) = pause.filter(|p| !p.is_zero()) {
+/// Pauses as the route says before a try elsewhere, or at the same endpoint if there is no other.
+async fn before_retry(worker: &Worker, to: &Forward<'_>, failed: SocketAddr, tried: &mut Tried) {
+    tried.push(failed);
+    if !other_endpoint(worker, to.pool, tried) {
+        tried.clear();
+    }
+    let pause = to.rule.ir.retry.as_ref().and_then(|retry| retry.backoff);
+    if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
         tokio::time::sleep(pause).await;
     }
 }
@@ -932,9 +933,7 @@ impl Waiting<'_> {
             Side::H1(side) => loop {
                 if !side.input.is_empty() {
                     self.any = true;
-                    if response.headers.capacity() == 0 {
-                        *response = self.worker.take_response_head();
-                    }
+                    self.worker.make_room(response);
                     let headers = &mut response.headers;
                     headers.clear();
                     let parsed = parse_response(side.input.filled(), HeadLimits::default(), |n, v| {
@@ -968,9 +967,7 @@ impl Waiting<'_> {
                 let got = std::task::ready!(std::pin::Pin::new(future).poll(cx))?;
                 self.h2_response = None;
                 let (parts, recv) = got.into_parts();
-                if response.headers.capacity() == 0 {
-                    *response = self.worker.take_response_head();
-                }
+                self.worker.make_room(response);
                 forward::read_http2_response(response, &parts);
                 let body = if recv.is_end_stream() || request.head.method == Method::Head {
                     BodyKind::None
@@ -1075,9 +1072,7 @@ async fn respond(
                 BodyKind::Chunked | BodyKind::UntilClose => BodyKind::Chunked,
                 body => body,
             };
-            if side.out.capacity() == 0 {
-                side.out = worker.take_out();
-            }
+            side.make_room(worker);
             keep &= out_body != BodyKind::UntilClose && (upload.done || !upload_failed);
             let said = response.headers.has(HeaderId::ContentLength);
             if body == BodyKind::None

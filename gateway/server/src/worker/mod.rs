@@ -293,9 +293,11 @@ impl Worker {
         }
     }
 
-    /// As for requests.
-    pub fn take_response_head(&self) -> ResponseHead {
-        self.response_heads.borrow_mut().pop().unwrap_or_default()
+    /// As for requests, once there is something to put into it.
+    pub fn make_room(&self, head: &mut ResponseHead) {
+        if head.headers.capacity() == 0 {
+            *head = self.response_heads.borrow_mut().pop().unwrap_or_default();
+        }
     }
 
     pub fn give_response_head(&self, mut head: ResponseHead) {

@@ -161,6 +161,13 @@ impl H1Side {
         Self { stream, input, out, lease: None, written: 0, read: Read::Done, write: Write::Done }
     }
 
+    /// Takes output of the worker's, if the side has none, before a head is written.
+    pub fn make_room(&mut self, worker: &Worker) {
+        if self.out.capacity() == 0 {
+            self.out = worker.take_out();
+        }
+    }
+
     /// The body that is about to be read.
     pub fn expect_body(&mut self, kind: BodyKind) {
         self.read = match kind {

@@ -200,9 +200,7 @@ pub async fn carry(
     apply_to_response(to, &request.head, response);
     match &mut down {
         Side::H1(side) => {
-            if side.out.capacity() == 0 {
-                side.out = worker.take_out();
-            }
+            side.make_room(worker);
             forward::write_response(&mut side.out, response, BodyKind::None, None, protocol.as_deref());
             side.switch();
         }
