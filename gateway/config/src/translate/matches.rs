@@ -57,17 +57,9 @@ fn one_match(at: usize, m: &HttpRouteRulesMatches, problems: &mut Vec<filters::P
             }
         }
     };
-    let mut headers: Vec<(Arc<str>, ValueMatch)> = Vec::new();
-    for (index, h) in m.headers.iter().flatten().enumerate() {
-        let name = h.name.to_ascii_lowercase();
-        if headers.iter().any(|(n, _)| **n == *name) {
-            // Only the first of a name counts (HTTPHeaderMatch.name).
-            continue;
-        }
-        let field = || format!("[{at}].headers[{index}].value");
-        let is_regex = matches!(h.r#type, Some(HeaderType::RegularExpression));
-        headers.push((name.into(), value(&h.value, is_regex, field, problems)));
-    }
+    let headers = m.headers.iter().flatten();
+    let regex = |kind: &Option<HeaderType>| matches!(kind, Some(HeaderType::RegularExpression));
+    let headers = header_matches(headers.map(|h| (&*h.name, &*h.value, regex(&h.r#type))), at, problems);
     let mut query: Vec<(Arc<str>, ValueMatch)> = Vec::new();
     for (index, q) in m.query_params.iter().flatten().enumerate() {
         if query.iter().any(|(n, _)| **n == *q.name) {
@@ -95,6 +87,25 @@ fn value(
     } else {
         ValueMatch::Exact(text.into())
     }
+}
+
+/// Header matches of either kind of route, each as name, value, and whether that is a pattern. Only the first of a name
+/// counts (HTTPHeaderMatch.name, GRPCHeaderMatch.name).
+fn header_matches<'m>(
+    matches: impl Iterator<Item = (&'m str, &'m str, bool)>,
+    at: usize,
+    problems: &mut Vec<filters::Problem>,
+) -> Vec<(Arc<str>, ValueMatch)> {
+    let mut headers: Vec<(Arc<str>, ValueMatch)> = Vec::new();
+    for (index, (name, text, is_regex)) in matches.enumerate() {
+        let name = name.to_ascii_lowercase();
+        if headers.iter().any(|(n, _)| **n == *name) {
+            continue;
+        }
+        let field = || format!("[{at}].headers[{index}].value");
+        headers.push((name.into(), value(text, is_regex, field, problems)));
+    }
+    headers
 }
 
 /// What HTTPPathMatch allows in exact and prefix paths; anything else could never match a canonical path.
@@ -201,16 +212,9 @@ fn one_method(at: usize, m: &GrpcRouteRulesMatches, problems: &mut Vec<filters::
             }
         }
     };
-    let mut headers: Vec<(Arc<str>, ValueMatch)> = Vec::new();
-    for (index, h) in m.headers.iter().flatten().enumerate() {
-        let name = h.name.to_ascii_lowercase();
-        if headers.iter().any(|(n, _)| **n == *name) {
-            continue;
-        }
-        let field = || format!("[{at}].headers[{index}].value");
-        let is_regex = matches!(h.r#type, Some(GrpcHeaderType::RegularExpression));
-        headers.push((name.into(), value(&h.value, is_regex, field, problems)));
-    }
+    let headers = m.headers.iter().flatten();
+    let regex = |kind: &Option<GrpcHeaderType>| matches!(kind, Some(GrpcHeaderType::RegularExpression));
+    let headers = header_matches(headers.map(|h| (&*h.name, &*h.value, regex(&h.r#type))), at, problems);
     Match { path, method: None, headers, query: Vec::new() }
 }
 
