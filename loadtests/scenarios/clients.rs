@@ -1,6 +1,7 @@
 //! Real clients: curl, and in Python grpcio and websockets, in a virtual environment that is made when it is missing.
 
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -128,7 +129,11 @@ pub fn grpc(context: &Context) -> Outcome {
     stage.config.write("pool", &config::pool("grpc", &[server], "http2"))?;
     stage.config.write("route", GRPC_ROUTE)?;
     let _gateway = stage.gateway(&context.options())?;
-    let megabytes = context.count("100", "20");
+    grpc_kinds(&edge, server, context.count(100, 20))
+}
+
+/// grpcio's four kinds of calls between a server at this address and clients of the edge.
+pub fn grpc_kinds(edge: &Edge, server: SocketAddr, megabytes: u32) -> Outcome {
     python(
         "grpc_kinds.py",
         &[
@@ -141,7 +146,8 @@ pub fn grpc(context: &Context) -> Outcome {
     )
 }
 
-const GRPC_ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
+/// The route of those calls to Pool `grpc`; its one rule may be given more lines.
+pub const GRPC_ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
 kind: GRPCRoute
 metadata: {name: grpc}
 spec:

@@ -10,7 +10,7 @@ use fieldgate_loadtests::load::Plan;
 use fieldgate_loadtests::rig::{Backend, Gateway, config, http, ports, wait};
 use serde_json::Value;
 
-use crate::clients::{python, run_curl};
+use crate::clients::{GRPC_ROUTE, grpc_kinds, run_curl};
 use crate::context::{Context, Figures, Outcome, Stage, WORKERS, ensure, ensure_flawless};
 use crate::edge::{Edge, HOST, Way};
 
@@ -294,16 +294,7 @@ fn grpc(context: &Context, figures: &mut Figures) -> Result<(), String> {
     stage.config.write("pool-shadow", &config::pool("shadow", &[mirror.address], "http2"))?;
     stage.config.write("route", &format!("{GRPC_ROUTE}{}", mirrors(&["shadow"], "")))?;
     let gateway = stage.gateway(&context.options())?;
-    python(
-        "grpc_kinds.py",
-        &[
-            &format!("--server={server}"),
-            &format!("--plain={}", edge.plain),
-            &format!("--tls={HOST}:{}", edge.tls.port()),
-            &format!("--ca={}", edge.authority.file.display()),
-            "--megabytes=4",
-        ],
-    )?;
+    grpc_kinds(&edge, server, 4)?;
     // "hello" with the five bytes of its frame, by either transport.
     let unary = || {
         let list = received(&mirror).unwrap_or_default();
@@ -314,13 +305,3 @@ fn grpc(context: &Context, figures: &mut Figures) -> Result<(), String> {
     figures.add(format!("grpcio: all calls as without a mirror; copies {:?}", counts(&gateway)?.0));
     Ok(())
 }
-
-const GRPC_ROUTE: &str = "apiVersion: gateway.networking.k8s.io/v1
-kind: GRPCRoute
-metadata: {name: grpc}
-spec:
-  parentRefs: [{name: edge}]
-  rules:
-  - matches: [{method: {service: fieldgate.test.Kinds}}]
-    backendRefs: [{group: fieldgate.dev, kind: Pool, name: grpc}]
-";
