@@ -237,7 +237,8 @@ impl Start {
         });
         let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
         let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;
-        // Nothing is served before the admin address is had: a process that ends for want of it must not have taken a connection from the one before.
+        // Nothing is served before the admin address is had: a process that ends for want of it must not have taken a
+        // connection from the one before.
         control.send(Event::Source(first));
         tokio::spawn(task.run(events));
         let _watcher = watch_source(source, &control)?;
