@@ -524,13 +524,12 @@ pub fn is_grpc(headers: &Headers) -> bool {
 
 /// Splits `host:port`; an IPv6 literal keeps its brackets.
 pub fn split_port(authority: &str) -> (&str, Option<u16>) {
-    let colon = match authority.rfind(']') {
-        Some(end) => authority[end..].find(':').map(|i| i + end),
-        None => authority.rfind(':'),
-    };
-    match colon {
-        Some(i) => (&authority[..i], authority[i + 1..].parse().ok()),
-        None => (authority, None),
+    // From the end: a port is short, and a name without one ends in what is no digit.
+    let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let (rest, port) = authority.split_at(authority.len() - digits);
+    match rest.strip_suffix(':') {
+        Some(host) if !host.ends_with(':') => (host, port.parse().ok()),
+        _ => (authority, None),
     }
 }
 

@@ -12,7 +12,7 @@ mod tests;
 mod tls;
 mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,6 +26,7 @@ use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, ListenerKey, ObjectKey, Policy, Touched};
 use fieldgate_core::snapshot::Rejection;
 use fieldgate_plugins::authz::Authorizer;
+use rustc_hash::FxHashMap;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -432,8 +433,8 @@ fn merge(a: Option<Touched>, b: Touched) -> Touched {
 }
 
 /// One authorizer per listener; those whose policies are the very same objects are kept.
-fn authorizers(snapshot: &Snapshot, before: &Published) -> HashMap<ListenerKey, Arc<Authorizer>> {
-    let old: HashMap<_, _> =
+fn authorizers(snapshot: &Snapshot, before: &Published) -> FxHashMap<ListenerKey, Arc<Authorizer>> {
+    let old: FxHashMap<_, _> =
         before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
     let same = |a: &[Arc<Policy>], b: &[Arc<Policy>]| {
         a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))

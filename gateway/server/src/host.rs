@@ -303,8 +303,8 @@ fn shared(options: &RunOptions) -> Result<Arc<Shared>, String> {
     let access_log = options.access_log.as_ref().map(|log| AccessLog::open(log, &telemetry)).transpose()?;
     let published = Published {
         snapshot: Arc::new(Snapshot::empty()),
-        authorizers: std::collections::HashMap::new(),
-        tls: std::collections::HashMap::new(),
+        authorizers: rustc_hash::FxHashMap::default(),
+        tls: rustc_hash::FxHashMap::default(),
         access_log,
     };
     Ok(Arc::new(Shared {

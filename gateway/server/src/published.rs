@@ -1,6 +1,5 @@
 //! What the control side publishes and the workers read: one pointer, swapped whole.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,6 +9,7 @@ use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_plugins::authz::Authorizer;
+use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
 use crate::telemetry::Telemetry;
@@ -20,9 +20,9 @@ pub struct Published {
     /// Routes, pools, listeners.
     pub snapshot: Arc<Snapshot>,
     /// Authorization per listener.
-    pub authorizers: HashMap<ListenerKey, Arc<Authorizer>>,
+    pub authorizers: FxHashMap<ListenerKey, Arc<Authorizer>>,
     /// TLS per bound address, or why it cannot be served.
-    pub tls: HashMap<SocketAddr, Result<Arc<rustls::ServerConfig>, String>>,
+    pub tls: FxHashMap<SocketAddr, Result<Arc<rustls::ServerConfig>, String>>,
     /// Where requests are logged.
     pub access_log: Option<Arc<AccessLog>>,
 }

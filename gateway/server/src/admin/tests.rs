@@ -1,9 +1,9 @@
-use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
+use rustc_hash::FxHashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -34,8 +34,8 @@ impl Admin {
     async fn start(view: View) -> Self {
         let published = Published {
             snapshot: Arc::new(Snapshot::empty()),
-            authorizers: HashMap::new(),
-            tls: HashMap::new(),
+            authorizers: FxHashMap::default(),
+            tls: FxHashMap::default(),
             access_log: None,
         };
         let (control, events) = control::channel();

@@ -31,8 +31,8 @@ impl Rig {
     fn start() -> Self {
         let published = Published {
             snapshot: Arc::new(Snapshot::empty()),
-            authorizers: HashMap::new(),
-            tls: HashMap::new(),
+            authorizers: FxHashMap::default(),
+            tls: FxHashMap::default(),
             access_log: None,
         };
         let shared = Arc::new(Shared {

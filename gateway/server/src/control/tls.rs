@@ -1,7 +1,7 @@
 //! TLS per address: which certificates answer there. A certificate that cannot be used is a problem of the listeners that
 //! name it, and of no other; what it said when it last could be used stays in use.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -11,6 +11,7 @@ use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{self, Hostname, ListenerKey, ListenerTls};
 use fieldgate_core::snapshot::AddressTable;
 use fieldgate_wire::tls::{Certificate, ServerTls, SniResolver, TicketKeys, TlsVersion};
+use rustc_hash::FxHashMap;
 use rustls::ServerConfig;
 
 /// A ticket is good for two to three of these.
@@ -96,7 +97,7 @@ impl Configs {
     }
 
     /// For publication.
-    pub fn by_address(&self) -> HashMap<SocketAddr, Served> {
+    pub fn by_address(&self) -> FxHashMap<SocketAddr, Served> {
         self.built.iter().map(|(address, built)| (*address, built.served.clone())).collect()
     }
 

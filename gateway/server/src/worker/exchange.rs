@@ -901,11 +901,6 @@ impl Waiting<'_> {
                 _ => {}
             }
         }
-        // Asked in the same poll that ends the upload: nothing else would wake us for it.
-        let sent = self.upload.done || self.upload_failed;
-        if sent && (down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready()) {
-            return Poll::Ready(Err(Failure::ClientGone));
-        }
         match self.poll_head(cx, request, response) {
             Poll::Ready(Ok(got)) => Poll::Ready(Ok(got)),
             Poll::Ready(Err(error)) => {
@@ -914,6 +909,11 @@ impl Waiting<'_> {
                 Poll::Ready(Err(Failure::Broken { error, stale, unsent }))
             }
             Poll::Pending => {
+                // Asked in the same poll that ends the upload: nothing else would wake us for it.
+                let sent = self.upload.done || self.upload_failed;
+                if sent && (down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready()) {
+                    return Poll::Ready(Err(Failure::ClientGone));
+                }
                 match limit {
                     Some(limit) => deadline.set_at(limit.into()),
                     None => deadline.set(STREAM_IDLE),

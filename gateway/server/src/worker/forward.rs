@@ -14,9 +14,8 @@ pub fn prepare_request(head: &mut RequestHead, peer: IpAddr, trusted_hops: u32, 
         .headers
         .get_id(HeaderId::Te)
         .is_some_and(|te| te.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers")));
-    remove_hop_by_hop(&mut head.headers);
     let trusted = trusted_hops > 0;
-    head.headers.remove_if(|id, name, _| match id {
+    remove_hop_by_hop(&mut head.headers, |id, name| match id {
         HeaderId::Te | HeaderId::XForwardedClientCert => true,
         HeaderId::XForwardedProto | HeaderId::XRequestId => !trusted,
         _ => super::h1::is_internal(id, name),
@@ -37,12 +36,12 @@ pub fn prepare_request(head: &mut RequestHead, peer: IpAddr, trusted_hops: u32, 
 
 /// Makes an upstream's head fit for the client.
 pub fn prepare_response(head: &mut ResponseHead) {
-    remove_hop_by_hop(&mut head.headers);
-    head.headers.remove_if(|id, _, _| matches!(id, HeaderId::PeerMetadata | HeaderId::PeerMetadataId));
+    let ours = |id, _: &[u8]| matches!(id, HeaderId::PeerMetadata | HeaderId::PeerMetadataId);
+    remove_hop_by_hop(&mut head.headers, ours);
 }
 
-/// Fields of one connection: the well-known ones and those that `connection` names.
-fn remove_hop_by_hop(headers: &mut Headers) {
+/// Takes off the fields of one connection, the well-known ones and those that `connection` names, and what else is to go.
+fn remove_hop_by_hop(headers: &mut Headers, also: impl Fn(HeaderId, &[u8]) -> bool) {
     if headers.has(HeaderId::Connection) {
         let named: Vec<Vec<u8>> = headers
             .get_all_id(HeaderId::Connection)
@@ -64,7 +63,7 @@ fn remove_hop_by_hop(headers: &mut Headers) {
             .collect();
         headers.remove_if(|_, name, _| named.iter().any(|n| n == name));
     }
-    headers.remove_if(|id, _, _| id.is_hop_by_hop());
+    headers.remove_if(|id, name, _| id.is_hop_by_hop() || also(id, name));
 }
 
 /// Writes a request head for an HTTP/1.1 upstream.
@@ -172,18 +171,18 @@ pub fn http2_request(head: &RequestHead) -> Result<http::Request<()>, http::Erro
         .authority(if head.authority.is_empty() { "unknown" } else { head.authority.as_str() })
         .path_and_query(if head.target.is_empty() { "/" } else { head.target.as_str() })
         .build()?;
-    let mut request = http::Request::builder()
-        .method(head.method.as_str())
-        .uri(uri)
-        .version(http::Version::HTTP_2)
-        .body(())?;
+    let mut request = http::Request::new(());
+    *request.method_mut() = http::Method::from_bytes(head.method.as_str().as_bytes())?;
+    *request.uri_mut() = uri;
+    *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = header_map(&head.headers);
     Ok(request)
 }
 
 /// The head for an HTTP/2 client.
 pub fn http2_response(status: u16, headers: &Headers) -> Result<http::Response<()>, http::Error> {
-    let mut response = http::Response::builder().status(status).body(())?;
+    let mut response = http::Response::new(());
+    *response.status_mut() = http::StatusCode::from_u16(status)?;
     *response.headers_mut() = header_map(headers);
     Ok(response)
 }
@@ -204,13 +203,38 @@ struct AddressText {
 
 impl AddressText {
     fn of(&mut self, address: IpAddr) -> &[u8] {
-        use std::io::Write;
-        let capacity = self.bytes.len();
-        let mut rest = &mut self.bytes[..];
-        // 46 bytes hold any address (INET6_ADDRSTRLEN).
-        let _ = write!(rest, "{address}");
-        self.len = capacity - rest.len();
+        match address {
+            IpAddr::V4(v4) => v4.octets().into_iter().enumerate().for_each(|(at, octet)| {
+                if at > 0 {
+                    self.push(b'.');
+                }
+                self.decimal(octet);
+            }),
+            IpAddr::V6(_) => {
+                use std::io::Write;
+                let capacity = self.bytes.len();
+                let mut rest = &mut self.bytes[..];
+                // 46 bytes hold any address (INET6_ADDRSTRLEN).
+                let _ = write!(rest, "{address}");
+                self.len = capacity - rest.len();
+            }
+        }
         &self.bytes[..self.len]
+    }
+
+    fn decimal(&mut self, octet: u8) {
+        if octet >= 100 {
+            self.push(b'0' + octet / 100);
+        }
+        if octet >= 10 {
+            self.push(b'0' + octet / 10 % 10);
+        }
+        self.push(b'0' + octet % 10);
+    }
+
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.len] = byte;
+        self.len += 1;
     }
 }
 
@@ -234,6 +258,15 @@ fn uuid(mut random: impl FnMut() -> u64) -> [u8; 36] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_are_written_as_usual() {
+        for address in ["0.0.0.0", "10.9.100.255", "127.0.0.1", "::1", "2001:db8::42", "ffff:ffff::"] {
+            let parsed: IpAddr = address.parse().unwrap();
+            let mut text = AddressText { bytes: [0; 46], len: 0 };
+            assert_eq!(text.of(parsed), address.as_bytes());
+        }
+    }
 
     #[test]
     fn uuids_have_version_and_variant() {

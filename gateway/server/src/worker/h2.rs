@@ -86,13 +86,14 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         served = true;
         deadline.set(IDLE);
         let (worker, conn) = (worker.clone(), conn.clone());
-        tokio::task::spawn_local(async move { stream_exchange(&worker, &conn, request, respond).await });
+        // In a box, for the runtime moves a task three times on its way to its place.
+        tokio::task::spawn_local(Box::pin(stream_exchange(worker, conn, request, respond)));
     }
 }
 
 async fn stream_exchange(
-    worker: &Rc<Worker>,
-    conn: &Connection,
+    worker: Rc<Worker>,
+    conn: Rc<Connection>,
     incoming: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
@@ -102,7 +103,7 @@ async fn stream_exchange(
     request.head.https = conn.tls;
     if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream(), || worker.random()) {
         let answer = Answer::new(why.status(), why.as_str(), "DPE", "bad request\n");
-        exchange::record_refusal(worker, conn, &request, &answer);
+        exchange::record_refusal(&worker, &conn, &request, &answer);
         local::send_h2(respond, answer, &request.head);
         return;
     }
@@ -117,7 +118,7 @@ async fn stream_exchange(
     let deadline = worker.wheel.register();
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
     // The side that comes back is dropped: a request body not read to its end is then reset, as it should be.
-    let _ = exchange::exchange(worker, conn, side, &mut request, &deadline).await;
+    let _ = exchange::exchange(&worker, &conn, side, &mut request, &deadline).await;
     worker.give_request_head(request.head);
 }
 

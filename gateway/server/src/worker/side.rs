@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use fieldgate_core::Headers;
+use fieldgate_core::{HeaderId, Headers};
 use fieldgate_wire::buffer::PooledBuf;
 use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chunk_size};
 use fieldgate_wire::io::{Io, PeerState, Stream};
@@ -682,12 +682,26 @@ pub fn header_map(headers: &Headers) -> http::HeaderMap {
         if id.is_hop_by_hop() {
             continue;
         }
-        let (Ok(name), Ok(value)) =
-            (http::HeaderName::from_bytes(name), http::HeaderValue::from_bytes(value))
-        else {
+        let (Some(name), Ok(value)) = (field_name(id, name), http::HeaderValue::from_bytes(value)) else {
             continue;
         };
         map.append(name, value);
     }
     map
+}
+
+/// The usual names need no parsing.
+fn field_name(id: HeaderId, name: &[u8]) -> Option<http::HeaderName> {
+    use http::header as known;
+    Some(match id {
+        HeaderId::ContentLength => known::CONTENT_LENGTH,
+        HeaderId::ContentType => known::CONTENT_TYPE,
+        HeaderId::Cookie => known::COOKIE,
+        HeaderId::Date => known::DATE,
+        HeaderId::Server => known::SERVER,
+        HeaderId::SetCookie => known::SET_COOKIE,
+        HeaderId::UserAgent => known::USER_AGENT,
+        HeaderId::Via => known::VIA,
+        _ => return http::HeaderName::from_bytes(name).ok(),
+    })
 }
