@@ -6,7 +6,7 @@
 //! module free of `unsafe` at no cost per use. A pool belongs to one thread. It must not limit how many buffers are
 //! out at once; that bound belongs to whoever admits connections and requests.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::fmt;
 use std::io;
 use std::pin::Pin;
@@ -15,6 +15,8 @@ use std::task::{Context, Poll};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::stock::Stock;
 
 /// Size of a buffer unless the pool is told otherwise: one TLS record, or a generous request head.
 pub const DEFAULT_SIZE: usize = 16 * 1024;
@@ -28,10 +30,9 @@ const LARGE: usize = 4;
 
 /// A worker's stock of buffers.
 pub struct BufferPool {
-    free: RefCell<Vec<Box<[u8]>>>,
-    free_large: RefCell<Vec<Box<[u8]>>>,
+    free: Stock<Box<[u8]>>,
+    free_large: Stock<Box<[u8]>>,
     size: usize,
-    retained: usize,
     outstanding: Cell<usize>,
 }
 
@@ -40,8 +41,14 @@ impl BufferPool {
     /// that in buffers four times as large.
     pub fn new(size: usize, retained: usize) -> Rc<Self> {
         assert!(size > 0, "a buffer of no bytes cannot be read into");
-        let (free, free_large) = (RefCell::default(), RefCell::default());
-        Rc::new(Self { free, free_large, size, retained, outstanding: Cell::new(0) })
+        let (free, free_large) = (Stock::new(retained), Stock::new(retained / (LARGE * LARGE)));
+        Rc::new(Self { free, free_large, size, outstanding: Cell::new(0) })
+    }
+
+    /// Frees the buffers that nobody took since the last call. To be called now and then: a burst is over at some time.
+    pub fn trim(&self) {
+        self.free.trim();
+        self.free_large.trim();
     }
 
     /// An empty buffer. It has no storage until something is put into it.
@@ -53,8 +60,7 @@ impl BufferPool {
         self.outstanding.set(self.outstanding.get() + 1);
         let (free, size) =
             if large { (&self.free_large, self.size * LARGE) } else { (&self.free, self.size) };
-        let recycled = free.borrow_mut().pop();
-        recycled.unwrap_or_else(|| allocate(size))
+        free.take().unwrap_or_else(|| allocate(size))
     }
 
     /// The size of a buffer as it is taken.
@@ -69,7 +75,7 @@ impl BufferPool {
 
     /// Buffers that wait to be used again.
     pub fn idle(&self) -> usize {
-        self.free.borrow().len() + self.free_large.borrow().len()
+        self.free.len() + self.free_large.len()
     }
 
     fn give_back(&self, storage: Box<[u8]>) {
@@ -77,14 +83,10 @@ impl BufferPool {
             return;
         }
         self.outstanding.set(self.outstanding.get() - 1);
-        let (free, retained) = match storage.len() {
-            len if len == self.size => (&self.free, self.retained),
-            len if len == self.size * LARGE => (&self.free_large, self.retained / (LARGE * LARGE)),
-            _ => return,
-        };
-        let mut free = free.borrow_mut();
-        if free.len() < retained {
-            free.push(storage);
+        match storage.len() {
+            len if len == self.size => self.free.give(storage),
+            len if len == self.size * LARGE => self.free_large.give(storage),
+            _ => {}
         }
     }
 }
@@ -316,6 +318,20 @@ mod tests {
         assert_eq!(pool.outstanding(), 5);
         drop(taken);
         assert_eq!((pool.idle(), pool.outstanding()), (2, 0));
+    }
+
+    #[test]
+    fn what_a_burst_left_is_freed_by_the_second_trim() {
+        let pool = BufferPool::new(8, 4);
+        let mut taken = [pool.take(), pool.take(), pool.take()];
+        taken.iter_mut().for_each(|buf| buf.extend_from_slice(b"x"));
+        drop(taken);
+        pool.trim();
+        let mut one = pool.take();
+        one.extend_from_slice(b"x");
+        drop(one);
+        pool.trim();
+        assert_eq!(pool.idle(), 1);
     }
 
     #[test]

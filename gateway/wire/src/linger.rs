@@ -10,6 +10,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::io::Io;
@@ -20,6 +21,8 @@ pub struct Lingering {
     io: Io,
     deadline: Deadline,
     bound: Duration,
+    /// What was read before, to be read again.
+    ahead: Bytes,
     /// Our side has ended.
     ended: bool,
 }
@@ -27,7 +30,13 @@ pub struct Lingering {
 impl Lingering {
     /// Waits at most `bound` for the peer. The deadline must be this connection's alone.
     pub fn new(io: Io, deadline: Deadline, bound: Duration) -> Self {
-        Self { io, deadline, bound, ended: false }
+        Self { io, deadline, bound, ahead: Bytes::new(), ended: false }
+    }
+
+    /// Has these bytes, which were taken from the transport already, read first.
+    #[must_use]
+    pub fn read_ahead(self, ahead: Bytes) -> Self {
+        Self { ahead, ..self }
     }
 
     /// Ready when the peer has ended, broken off, or taken too long.
@@ -47,7 +56,13 @@ impl Lingering {
 
 impl AsyncRead for Lingering {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buf)
+        let this = self.get_mut();
+        if !this.ahead.is_empty() {
+            let now = this.ahead.split_to(this.ahead.len().min(buf.remaining()));
+            buf.put_slice(&now);
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.io).poll_read(cx, buf)
     }
 }
 

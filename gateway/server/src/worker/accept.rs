@@ -2,10 +2,14 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_wire::io::{Io, Stream};
 use futures_util::FutureExt;
+use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
@@ -42,54 +46,75 @@ fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAdd
     worker.connections.set(worker.connections.get() + 1);
     let worker = worker.clone();
     tokio::task::spawn_local(async move {
-        Box::pin(connection(&worker, bound, tcp, peer)).await;
+        if let Some((listener, config)) = terms(&worker, bound) {
+            let key = listener.as_ref().map(|listener| &listener.ir.key);
+            if let Some(key) = key {
+                worker.recorder.connection_opened(key);
+            }
+            connection(&worker, bound, tcp, peer, config).await;
+            if let Some(key) = key {
+                worker.recorder.connection_closed(key);
+            }
+        }
         worker.connections.set(worker.connections.get() - 1);
     });
 }
 
-async fn connection(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
-    let Ok(local) = tcp.local_addr() else { return };
+type Terms = (Option<Arc<CompiledListener>>, Option<Arc<ServerConfig>>);
+
+/// What holds for connections to an address as of now: whose they are, and their TLS.
+fn terms(worker: &Worker, bound: SocketAddr) -> Option<Terms> {
     let published = worker.published();
     let config = match published.tls.get(&bound) {
         None => None,
         Some(Ok(config)) => Some(config.clone()),
         // No certificate, no conversation. The control side has said so loudly.
-        Some(Err(_)) => return,
+        Some(Err(_)) => return None,
     };
-    let table = published.snapshot.address(bound).cloned();
-    drop(published);
-    let listener = table.and_then(|t| t.listeners.first().map(|l| l.ir.key.clone()));
-    if let Some(key) = &listener {
-        worker.recorder.connection_opened(key);
+    let table = published.snapshot.address(bound);
+    Some((table.and_then(|table| table.listeners.first().cloned()), config))
+}
+
+/// A connection from its first byte to its last. Most of its time it waits for a request, so what only a handshake or
+/// another protocol needs lies in a box of its own.
+async fn connection(
+    worker: &Rc<Worker>,
+    bound: SocketAddr,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    config: Option<Arc<ServerConfig>>,
+) {
+    // A socket of one address has that one; the kernel need not be asked.
+    let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
+    let Ok(local) = local else { return };
+    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
+    let (info, stream, http2) = match config {
+        None => (info, Stream::new(Io::Tcp(tcp), peer, local), false),
+        Some(config) => match Box::pin(handshake(config, tcp, info)).await {
+            Some(opened) => opened,
+            None => return,
+        },
+    };
+    let info = Rc::new(info);
+    if http2 {
+        return Box::pin(h2::serve(worker, info, stream, Bytes::new())).await;
     }
-    let mut info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
-    match config {
-        None => {
-            let stream = Stream::new(Io::Tcp(tcp), peer, local);
-            if let Some((stream, http2)) = h1::await_preface(worker, stream).await {
-                serve(worker, info, stream, http2).await;
-            }
-        }
-        Some(config) => {
-            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(tcp);
-            if let Ok(Ok(tls)) = tokio::time::timeout(HANDSHAKE, handshake).await {
-                let session = tls.get_ref().1;
-                info.sni = session.server_name().map(str::to_ascii_lowercase);
-                let http2 = session.alpn_protocol() == Some(b"h2");
-                serve(worker, info, Stream::new(Io::Tls(Box::new(tls)), peer, local), http2).await;
-            }
-        }
-    }
-    if let Some(key) = &listener {
-        worker.recorder.connection_closed(key);
+    if let Some((stream, ahead)) = Box::pin(h1::serve(worker, &info, stream)).await {
+        Box::pin(h2::serve(worker, info, stream, ahead)).await;
     }
 }
 
-async fn serve(worker: &Rc<Worker>, info: Connection, stream: Stream, http2: bool) {
-    let info = Rc::new(info);
-    if http2 {
-        Box::pin(h2::serve(worker, info, stream)).await;
-    } else {
-        h1::serve(worker, info, stream).await;
-    }
+/// `true`: HTTP/2 was agreed on.
+async fn handshake(
+    config: Arc<ServerConfig>,
+    tcp: TcpStream,
+    mut info: Connection,
+) -> Option<(Connection, Stream, bool)> {
+    let accept = tokio_rustls::TlsAcceptor::from(config).accept(tcp);
+    let tls = tokio::time::timeout(HANDSHAKE, accept).await.ok()?.ok()?;
+    let session = tls.get_ref().1;
+    info.sni = session.server_name().map(str::to_ascii_lowercase);
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    let stream = Stream::new(Io::Tls(Box::new(tls)), info.peer, info.local);
+    Some((info, stream, http2))
 }

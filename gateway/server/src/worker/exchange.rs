@@ -706,9 +706,13 @@ async fn attempt(
         Some(limit) => deadline.set_at(limit.into()),
         None => deadline.set(STREAM_IDLE),
     }
-    let opening = open(worker, to.pool, &request.head, request.body, upgrading, address);
+    let opened = {
+        // Pinned here: given away, it would be kept twice.
+        let opening = open(worker, to.pool, &request.head, request.body, upgrading, address);
+        with_deadline(deadline, std::pin::pin!(opening)).await
+    };
     let Opened { side, response: h2_response, guard, reused, asked } =
-        with_deadline(deadline, opening).await.unwrap_or(Err(Failure::Timeout))?;
+        opened.unwrap_or(Err(Failure::Timeout))?;
     // It has what it waited for.
     drop(to.waiting.take());
     let sent = if reused { begun } else { Instant::now() };

@@ -3,18 +3,16 @@
 //! A connection that has been quiet for a moment holds no buffer: it waits for readability and nothing else.
 
 use std::future::{Future, poll_fn};
-use std::io;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use fieldgate_core::head::split_port;
 use fieldgate_core::{HeaderId, Method, RequestHead, Version, path};
 use fieldgate_wire::h1::{BodyKind, HeadLimits, Malformed, parse_request, valid_authority};
 use fieldgate_wire::io::Stream;
 use fieldgate_wire::timer::{Deadline, with_deadline};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
 
 use super::exchange::{self, Request};
 use super::side::{H1Side, Side};
@@ -34,46 +32,33 @@ const LINGER_BYTES: usize = 1024 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Waits for the first bytes of a plain connection and tells whether they are HTTP/2's preface, without taking them.
-pub async fn await_preface(worker: &Rc<Worker>, stream: Stream) -> Option<(Stream, bool)> {
+/// Serves a connection to its end, or to HTTP/2's preface, which only a plain connection may begin with: gives the stream
+/// back then, with what was read of it.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    conn: &Rc<Connection>,
+    mut stream: Stream,
+) -> Option<(Stream, Bytes)> {
     let deadline = worker.wheel.register();
-    deadline.set(IDLE);
-    let http2 = with_deadline(&deadline, begins_with_preface(stream.io().tcp())).await.ok()?.ok()?;
-    Some((stream, http2))
-}
-
-/// Whether HTTP/2's preface comes first. It may come in pieces; a connection that ends within it is not HTTP/2's.
-async fn begins_with_preface(tcp: &TcpStream) -> io::Result<bool> {
-    let mut seen = [0; PREFACE.len()];
-    loop {
-        let ready = tcp.ready(Interest::READABLE).await?;
-        let n = tcp.peek(&mut seen).await?;
-        if n == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        if n == PREFACE.len() || seen[..n] != PREFACE[..n] || ready.is_read_closed() {
-            return Ok(seen[..n] == *PREFACE);
-        }
-        // What is there was seen, so only more of it is news. Without a read the runtime has to be told.
-        let _ = tcp.try_io(Interest::READABLE, || io::Result::<()>::Err(io::ErrorKind::WouldBlock.into()));
-    }
-}
-
-/// Serves a connection to its end.
-pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, mut stream: Stream) {
-    let deadline = worker.wheel.register();
-    let mut first = true;
+    let mut first = !conn.tls;
     loop {
         deadline.set(IDLE);
-        if !first && !wait_for_request(worker, &mut stream, &deadline).await {
-            return;
+        if !wait_for_request(worker, &mut stream, &deadline).await {
+            return None;
         }
-        first = false;
-        match Box::pin(active(worker, &conn, stream, &deadline)).await {
-            Some(back) => stream = back,
-            None => return,
+        match Box::pin(active(worker, conn, stream, &deadline, std::mem::take(&mut first))).await? {
+            Pause::Quiet(back) => stream = back,
+            Pause::Http2(stream, ahead) => return Some((stream, ahead)),
         }
     }
+}
+
+/// Why a connection has no request at present.
+enum Pause {
+    /// None came for a while.
+    Quiet(Stream),
+    /// It speaks HTTP/2, as these first bytes say.
+    Http2(Stream, Bytes),
 }
 
 /// The idle state. `false`: the connection is over.
@@ -97,18 +82,24 @@ async fn wait_for_request(worker: &Worker, stream: &mut Stream, deadline: &Deadl
     .await
 }
 
-/// Requests in quick succession. Returns the stream once it goes quiet, nothing once it is over.
+/// Requests in quick succession. Returns the stream once it goes quiet, nothing once it is over. `first`: it may yet turn
+/// out to speak HTTP/2.
 async fn active(
     worker: &Rc<Worker>,
     conn: &Rc<Connection>,
     stream: Stream,
     deadline: &Deadline,
-) -> Option<Stream> {
+    mut first: bool,
+) -> Option<Pause> {
     let mut side = Box::new(H1Side::new(stream, worker.buffers.take(), Vec::new()));
     let mut request = Request::default();
     loop {
         if side.input.is_empty() && !read_first(&mut side, deadline).await? {
-            return Some(side.stream);
+            return Some(Pause::Quiet(side.stream));
+        }
+        if std::mem::take(&mut first) && begins_with_preface(&mut side, deadline).await {
+            let ahead = Bytes::copy_from_slice(side.input.filled());
+            return Some(Pause::Http2(side.stream, ahead));
         }
         let started = Instant::now();
         deadline.set(HEADER);
@@ -133,7 +124,11 @@ async fn active(
         // Draining alone is no reason: a client that was not told to go may have sent its next request already. The
         // answer to that one tells it.
         if !reusable || !keep {
-            linger(side, deadline).await;
+            // A client that said so sends nothing more; of any other, more may be on its way.
+            let silent = !keep && !conn.tls && side.is_clean() && side.input.is_empty();
+            if !silent {
+                linger(side, deadline).await;
+            }
             return None;
         }
         deadline.set(WARM);
@@ -146,6 +141,25 @@ async fn read_first(side: &mut H1Side, deadline: &Deadline) -> Option<bool> {
         Ok(Ok(0) | Err(_)) => None,
         Ok(Ok(_)) => Some(true),
         Err(_) => Some(false),
+    }
+}
+
+/// Whether HTTP/2's preface comes first. It may come in pieces; a connection that ends within it is not HTTP/2's.
+async fn begins_with_preface(side: &mut H1Side, deadline: &Deadline) -> bool {
+    deadline.set(HEADER);
+    loop {
+        let seen = side.input.filled();
+        let compared = seen.len().min(PREFACE.len());
+        if seen[..compared] != PREFACE[..compared] {
+            return false;
+        }
+        if compared == PREFACE.len() {
+            return true;
+        }
+        match with_deadline(deadline, poll_fn(|cx| side.poll_read_more(cx))).await {
+            Ok(Ok(n)) if n > 0 => {}
+            _ => return false,
+        }
     }
 }
 
@@ -284,28 +298,32 @@ pub(super) fn is_internal(id: HeaderId, name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use fieldgate_wire::buffer::BufferPool;
+    use fieldgate_wire::io::Io;
+    use fieldgate_wire::timer::Wheel;
     use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
 
-    /// What is made of a client that sends these pieces, each once the one before was seen, and then closes if it is told to.
+    /// What is made of a client that sends these pieces, each once the one before was read, and then closes if it is told to.
     async fn judged(pieces: &[&str], close: bool) -> bool {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (accepted, _) = listener.accept().await.unwrap();
-        let mut verdict = std::pin::pin!(begins_with_preface(&accepted));
-        for piece in pieces {
-            assert!(verdict.as_mut().now_or_never().is_none(), "judged before {piece:?}");
+        let (accepted, peer) = listener.accept().await.unwrap();
+        let stream = Stream::new(Io::Tcp(accepted), peer, listener.local_addr().unwrap());
+        let mut side = H1Side::new(stream, BufferPool::new(1024, 1).take(), Vec::new());
+        let deadline = Wheel::default().register();
+        for (at, piece) in pieces.iter().enumerate() {
             client.write_all(piece.as_bytes()).await.unwrap();
-            // The piece is in the socket's queue; the runtime hears of it in its next turn.
-            accepted.ready(Interest::READABLE).await.unwrap();
+            if at + 1 < pieces.len() {
+                poll_fn(|cx| side.poll_read_more(cx)).await.unwrap();
+            }
         }
         if close {
             client.shutdown().await.unwrap();
         }
-        verdict.await.unwrap()
+        begins_with_preface(&mut side, &deadline).await
     }
 
     #[tokio::test]

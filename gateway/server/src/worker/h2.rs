@@ -34,8 +34,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection without a request may still send its first one while the gateway drains.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
-/// Serves a connection to its end.
-pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
+/// Serves a connection to its end. `ahead`: what was read of it already.
+pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ahead: Bytes) {
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(STREAMS)
@@ -48,9 +48,9 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         // The rapid-reset attack (CVE-2023-44487): streams reset by the peer before we took them.
         .max_pending_accept_reset_streams(50)
         .max_local_error_reset_streams(Some(100));
-    let handshake =
-        builder.handshake::<_, Bytes>(Lingering::new(stream.into_io(), worker.wheel.register(), LINGER));
-    let Ok(Ok(mut connection)) = tokio::time::timeout(HANDSHAKE, handshake).await else { return };
+    let transport = Lingering::new(stream.into_io(), worker.wheel.register(), LINGER).read_ahead(ahead);
+    let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, builder.handshake::<_, Bytes>(transport)));
+    let Ok(Ok(mut connection)) = handshake.await else { return };
     let deadline = worker.wheel.register();
     deadline.set(IDLE);
     let drain = worker.drain.notified();
@@ -85,15 +85,13 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream) {
         let Some(Ok((request, respond))) = accepted else { return };
         served = true;
         deadline.set(IDLE);
-        let (worker, conn) = (worker.clone(), conn.clone());
-        // In a box, for the runtime moves a task three times on its way to its place.
-        tokio::task::spawn_local(Box::pin(stream_exchange(worker, conn, request, respond)));
+        start_exchange(worker, &conn, request, respond);
     }
 }
 
-async fn stream_exchange(
-    worker: Rc<Worker>,
-    conn: Rc<Connection>,
+fn start_exchange(
+    worker: &Rc<Worker>,
+    conn: &Rc<Connection>,
     incoming: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
@@ -103,7 +101,7 @@ async fn stream_exchange(
     request.head.https = conn.tls;
     if let Err(why) = read_head(&mut request, &parts, recv.is_end_stream(), || worker.random()) {
         let answer = Answer::new(why.status(), why.as_str(), "DPE", "bad request\n");
-        exchange::record_refusal(&worker, &conn, &request, &answer);
+        exchange::record_refusal(worker, conn, &request, &answer);
         local::send_h2(respond, answer, &request.head);
         return;
     }
@@ -115,8 +113,13 @@ async fn stream_exchange(
         None => (request.body != BodyKind::None).then_some(recv),
     };
     request.respond = Some(respond);
-    let deadline = worker.wheel.register();
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
+    // In a box, for the runtime moves a task three times on its way to its place.
+    tokio::task::spawn_local(Box::pin(stream_exchange(worker.clone(), conn.clone(), request, side)));
+}
+
+async fn stream_exchange(worker: Rc<Worker>, conn: Rc<Connection>, mut request: Request, side: Side) {
+    let deadline = worker.wheel.register();
     // The side that comes back is dropped: a request body not read to its end is then reset, as it should be.
     let _ = exchange::exchange(&worker, &conn, side, &mut request, &deadline).await;
     worker.give_request_head(request.head);

@@ -34,6 +34,7 @@ use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::split::SplitState;
 use fieldgate_core::{RequestHead, ResponseHead};
 use fieldgate_wire::buffer::BufferPool;
+use fieldgate_wire::stock::Stock;
 use fieldgate_wire::timer::Wheel;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -158,9 +159,9 @@ fn runtime() -> io::Result<tokio::runtime::LocalRuntime> {
 pub(crate) struct Worker {
     pub wheel: Rc<Wheel>,
     pub buffers: Rc<BufferPool>,
-    outs: RefCell<Vec<Vec<u8>>>,
-    request_heads: RefCell<Vec<RequestHead>>,
-    response_heads: RefCell<Vec<ResponseHead>>,
+    outs: Stock<Vec<u8>>,
+    request_heads: Stock<RequestHead>,
+    response_heads: Stock<ResponseHead>,
     cache: RefCell<Cache<Arc<ArcSwap<Published>>, Arc<Published>>>,
     current: RefCell<Current>,
     pub recorder: Recorder,
@@ -221,9 +222,9 @@ impl Worker {
         Rc::new(Self {
             wheel: Rc::new(Wheel::new(Duration::from_millis(50))),
             buffers: BufferPool::new(BUFFER, RETAINED),
-            outs: RefCell::default(),
-            request_heads: RefCell::default(),
-            response_heads: RefCell::default(),
+            outs: Stock::new(RETAINED),
+            request_heads: Stock::new(RETAINED),
+            response_heads: Stock::new(RETAINED),
             cache: RefCell::new(cache),
             current: RefCell::new(current),
             recorder: Recorder::new(&shared.telemetry, index),
@@ -269,43 +270,48 @@ impl Worker {
     }
 
     pub fn take_out(&self) -> Vec<u8> {
-        self.outs.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(1024))
+        self.outs.take().unwrap_or_else(|| Vec::with_capacity(1024))
     }
 
     pub fn give_out(&self, mut out: Vec<u8>) {
-        let mut outs = self.outs.borrow_mut();
-        if (1..=BUFFER).contains(&out.capacity()) && outs.len() < RETAINED {
+        if (1..=BUFFER).contains(&out.capacity()) {
             out.clear();
-            outs.push(out);
+            self.outs.give(out);
         }
     }
 
     /// An empty head, whose memory is that of the one given back last: warm in every cache.
     pub fn take_request_head(&self) -> RequestHead {
-        self.request_heads.borrow_mut().pop().unwrap_or_default()
+        self.request_heads.take().unwrap_or_default()
     }
 
     pub fn give_request_head(&self, mut head: RequestHead) {
-        let mut heads = self.request_heads.borrow_mut();
-        if heads.len() < RETAINED && head.headers.capacity() <= HEAD && head.target.capacity() <= HEAD {
+        if head.headers.capacity() <= HEAD && head.target.capacity() <= HEAD {
             head.clear();
-            heads.push(head);
+            self.request_heads.give(head);
         }
     }
 
     /// As for requests, once there is something to put into it.
     pub fn make_room(&self, head: &mut ResponseHead) {
         if head.headers.capacity() == 0 {
-            *head = self.response_heads.borrow_mut().pop().unwrap_or_default();
+            *head = self.response_heads.take().unwrap_or_default();
         }
     }
 
     pub fn give_response_head(&self, mut head: ResponseHead) {
-        let mut heads = self.response_heads.borrow_mut();
-        if heads.len() < RETAINED && (1..=HEAD).contains(&head.headers.capacity()) {
+        if (1..=HEAD).contains(&head.headers.capacity()) {
             head.headers.clear();
-            heads.push(head);
+            self.response_heads.give(head);
         }
+    }
+
+    /// Frees what was needed for a burst and is no longer.
+    fn trim(&self) {
+        self.buffers.trim();
+        self.outs.trim();
+        self.request_heads.trim();
+        self.response_heads.trim();
     }
 
     /// Counts a choice. Counts begin anew with other weights: what was achieved is told beside what is wanted now.
@@ -403,6 +409,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             _ = second.tick() => {
                 worker.recorder.flush();
                 worker.upstreams.sweep(&worker);
+                worker.trim();
                 if worker.over.get() || end.is_some() && worker.connections.get() == 0 {
                     break;
                 }
