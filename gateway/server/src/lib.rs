@@ -9,6 +9,7 @@ pub mod control;
 pub mod explain;
 pub mod health;
 pub mod host;
+mod memory;
 pub mod published;
 pub mod resolve;
 pub mod source;

@@ -139,6 +139,20 @@ mod tests {
         assert_eq!(got, LONG);
     }
 
+    #[tokio::test]
+    async fn what_was_read_before_comes_first() {
+        let (io, mut client) = pair().await;
+        let deadline = Wheel::default().register();
+        let mut stream =
+            Lingering::new(io, deadline, Duration::ZERO).read_ahead(Bytes::from_static(b"PRI * HTTP"));
+        client.write_all(b"/2.0").await.unwrap();
+        let mut got = [0; 14];
+        // In pieces smaller than what was read before.
+        stream.read_exact(&mut got[..4]).await.unwrap();
+        stream.read_exact(&mut got[4..]).await.unwrap();
+        assert_eq!(&got, b"PRI * HTTP/2.0");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_stays_is_not_waited_for_without_end() {
         let (io, _client) = pair().await;

@@ -44,6 +44,7 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
 
 fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
     worker.connections.set(worker.connections.get() + 1);
+    worker.taken.set(worker.taken.get() + 1);
     let worker = worker.clone();
     tokio::task::spawn_local(async move {
         if let Some((listener, config)) = terms(&worker, bound) {

@@ -178,6 +178,7 @@ pub async fn exchange(
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
     worker.requests.set(worker.requests.get() + 1);
+    worker.taken.set(worker.taken.get() + 1);
     deadline.set(STREAM_IDLE);
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };

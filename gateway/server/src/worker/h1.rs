@@ -46,7 +46,9 @@ pub async fn serve(
         if !wait_for_request(worker, &mut stream, &deadline).await {
             return None;
         }
-        match Box::pin(active(worker, conn, stream, &deadline, std::mem::take(&mut first))).await? {
+        // A new connection counts as readable until it was tried: what comes must come soon, or be waited for again.
+        deadline.set(WARM);
+        match Box::pin(active(worker, conn, stream, &deadline, &mut first)).await? {
             Pause::Quiet(back) => stream = back,
             Pause::Http2(stream, ahead) => return Some((stream, ahead)),
         }
@@ -89,7 +91,7 @@ async fn active(
     conn: &Rc<Connection>,
     stream: Stream,
     deadline: &Deadline,
-    mut first: bool,
+    first: &mut bool,
 ) -> Option<Pause> {
     let mut side = Box::new(H1Side::new(stream, worker.buffers.take(), Vec::new()));
     let mut request = Request::default();
@@ -97,7 +99,7 @@ async fn active(
         if side.input.is_empty() && !read_first(&mut side, deadline).await? {
             return Some(Pause::Quiet(side.stream));
         }
-        if std::mem::take(&mut first) && begins_with_preface(&mut side, deadline).await {
+        if std::mem::take(first) && begins_with_preface(&mut side, deadline).await {
             let ahead = Bytes::copy_from_slice(side.input.filled());
             return Some(Pause::Http2(side.stream, ahead));
         }

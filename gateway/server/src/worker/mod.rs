@@ -174,6 +174,12 @@ pub(crate) struct Worker {
     pub mirrors: mirror::Mirrors,
     pub connections: Cell<u64>,
     pub requests: Cell<u64>,
+    /// Connections and requests taken so far.
+    pub taken: Cell<u64>,
+    /// The same a second ago.
+    taken_before: Cell<u64>,
+    /// The same when memory was last given back to the system.
+    given_back_at: Cell<u64>,
     pub draining: Cell<bool>,
     pub drain: Notify,
     /// The drain's deadline has passed: what is still in flight is cut off.
@@ -237,6 +243,9 @@ impl Worker {
             mirrors: mirror::Mirrors::default(),
             connections: Cell::new(0),
             requests: Cell::new(0),
+            taken: Cell::new(0),
+            taken_before: Cell::new(0),
+            given_back_at: Cell::new(0),
             draining: Cell::new(false),
             drain: Notify::new(),
             over: Cell::new(false),
@@ -306,12 +315,17 @@ impl Worker {
         }
     }
 
-    /// Frees what was needed for a burst and is no longer.
+    /// Frees what was needed for a burst and is no longer. To be called once a second.
     fn trim(&self) {
         self.buffers.trim();
         self.outs.trim();
         self.request_heads.trim();
         self.response_heads.trim();
+        let taken = self.taken.get();
+        // The first quiet second after work is the time for what costs time.
+        if self.taken_before.replace(taken) == taken && self.given_back_at.replace(taken) != taken {
+            crate::memory::give_back();
+        }
     }
 
     /// Counts a choice. Counts begin anew with other weights: what was achieved is told beside what is wanted now.

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use fieldgate_core::{HeaderId, Headers};
-use fieldgate_wire::buffer::PooledBuf;
+use fieldgate_wire::buffer::{PooledBuf, copy_to_bytes};
 use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chunk_size};
 use fieldgate_wire::io::{Io, PeerState, Stream};
 use h2::{Reason, RecvStream, SendStream};
@@ -456,7 +456,9 @@ impl H2Side {
         };
         let piece = match owned {
             Some(bytes) => bytes.slice(..n),
-            None => Bytes::copy_from_slice(&data[..n]),
+            // A short one is copied in no time, wherever it lies.
+            None if n < GATHER => Bytes::copy_from_slice(&data[..n]),
+            None => copy_to_bytes(&data[..n]),
         };
         let end = last && n == data.len();
         send.send_data(piece, end)?;
