@@ -14,15 +14,17 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+use crate::staged::Staged;
+
 /// The transport of a connection.
 #[derive(Debug)]
 pub enum Io {
     /// Plain TCP, from either side.
     Tcp(TcpStream),
     /// TLS of a connection that was accepted.
-    Tls(Box<server::TlsStream<TcpStream>>),
+    Tls(Box<server::TlsStream<Staged>>),
     /// TLS of a connection that was opened to an upstream.
-    ClientTls(Box<client::TlsStream<TcpStream>>),
+    ClientTls(Box<client::TlsStream<Staged>>),
 }
 
 /// What [`Io::poll_peer_closed`] found.
@@ -110,8 +112,8 @@ impl Io {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-            Self::ClientTls(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.get_ref().0.tcp(),
+            Self::ClientTls(tls) => tls.get_ref().0.tcp(),
         }
     }
 

@@ -8,6 +8,7 @@ pub mod h1;
 pub mod io;
 pub mod linger;
 pub mod socket;
+pub mod staged;
 pub mod stock;
 pub mod timer;
 pub mod tls;

@@ -1,13 +1,18 @@
 //! From a listening socket to a connection with a protocol: accept, TLS, ALPN or preface.
 
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fieldgate_core::snapshot::CompiledListener;
+use fieldgate_wire::buffer::PooledBuf;
 use fieldgate_wire::io::{Io, Stream};
+use fieldgate_wire::staged::Staged;
+use fieldgate_wire::tls::{self, Alpn, HandshakeInfo};
 use futures_util::FutureExt;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
@@ -43,19 +48,25 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
 }
 
 fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
-    worker.connections.set(worker.connections.get() + 1);
     worker.taken.set(worker.taken.get() + 1);
+    let Some((listener, config)) = terms(worker, bound) else { return };
+    // A socket of one address has that one; the kernel need not be asked.
+    let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
+    let Ok(local) = local else { return };
+    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
+    let served = match config {
+        None => plain(worker.clone(), Rc::new(info), Stream::new(Io::Tcp(tcp), peer, local)),
+        Some(config) => secure(worker.clone(), Box::pin(handshake(config, worker.buffers.take(), tcp, info))),
+    };
+    worker.connections.set(worker.connections.get() + 1);
+    if let Some(listener) = &listener {
+        worker.recorder.connection_opened(&listener.ir.key);
+    }
     let worker = worker.clone();
     tokio::task::spawn_local(async move {
-        if let Some((listener, config)) = terms(&worker, bound) {
-            let key = listener.as_ref().map(|listener| &listener.ir.key);
-            if let Some(key) = key {
-                worker.recorder.connection_opened(key);
-            }
-            connection(&worker, bound, tcp, peer, config).await;
-            if let Some(key) = key {
-                worker.recorder.connection_closed(key);
-            }
+        served.await;
+        if let Some(listener) = listener {
+            worker.recorder.connection_closed(&listener.ir.key);
         }
         worker.connections.set(worker.connections.get() - 1);
     });
@@ -76,46 +87,54 @@ fn terms(worker: &Worker, bound: SocketAddr) -> Option<Terms> {
     Some((table.and_then(|table| table.listeners.first().cloned()), config))
 }
 
-/// A connection from its first byte to its last. Most of its time it waits for a request, so what only a handshake or
-/// another protocol needs lies in a box of its own.
-async fn connection(
-    worker: &Rc<Worker>,
-    bound: SocketAddr,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    config: Option<Arc<ServerConfig>>,
-) {
-    // A socket of one address has that one; the kernel need not be asked.
-    let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
-    let Ok(local) = local else { return };
-    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
-    let (info, stream, http2) = match config {
-        None => (info, Stream::new(Io::Tcp(tcp), peer, local), false),
-        Some(config) => match Box::pin(handshake(config, tcp, info)).await {
-            Some(opened) => opened,
-            None => return,
-        },
-    };
-    let info = Rc::new(info);
-    if http2 {
-        return Box::pin(h2::serve(worker, info, stream, Bytes::new())).await;
-    }
-    if let Some((stream, ahead)) = Box::pin(h1::serve(worker, &info, stream)).await {
-        Box::pin(h2::serve(worker, info, stream, ahead)).await;
-    }
+/// A connection from its first byte to its last.
+///
+/// Most of its time it waits for a request, so each state that needs more than that lies in a box of its own, and no argument
+/// is kept twice: that is why these are blocks that own what they use, and not async functions.
+type Served = Pin<Box<dyn Future<Output = ()>>>;
+
+fn plain(worker: Rc<Worker>, info: Rc<Connection>, stream: Stream) -> Served {
+    let mut stream = Some(stream);
+    Box::pin(async move {
+        let ahead = h1::serve(&worker, &info, &mut stream).await;
+        if let (Some(ahead), Some(stream)) = (ahead, stream.take()) {
+            Box::pin(h2::serve(&worker, info, stream, ahead)).await;
+        }
+    })
 }
 
-/// `true`: HTTP/2 was agreed on.
+fn secure(worker: Rc<Worker>, handshake: Pin<Box<impl Future<Output = Option<Opened>> + 'static>>) -> Served {
+    Box::pin(async move {
+        let Some((info, mut stream, http2)) = finished(handshake).await else { return };
+        if http2 {
+            if let Some(stream) = stream.take() {
+                Box::pin(h2::serve(&worker, info, stream, Bytes::new())).await;
+            }
+        } else {
+            // HTTP/2's preface is no request of a client that agreed on HTTP/1.
+            h1::serve(&worker, &info, &mut stream).await;
+        }
+    })
+}
+
+/// Who, the stream, and whether HTTP/2 was agreed on.
+type Opened = (Rc<Connection>, Option<Stream>, bool);
+
+/// Lets go of a future's memory once it is ready.
+async fn finished<F: Future>(future: Pin<Box<F>>) -> F::Output {
+    future.await
+}
+
 async fn handshake(
     config: Arc<ServerConfig>,
+    ahead: PooledBuf,
     tcp: TcpStream,
     mut info: Connection,
-) -> Option<(Connection, Stream, bool)> {
-    let accept = tokio_rustls::TlsAcceptor::from(config).accept(tcp);
-    let tls = tokio::time::timeout(HANDSHAKE, accept).await.ok()?.ok()?;
-    let session = tls.get_ref().1;
-    info.sni = session.server_name().map(str::to_ascii_lowercase);
-    let http2 = session.alpn_protocol() == Some(b"h2");
-    let stream = Stream::new(Io::Tls(Box::new(tls)), info.peer, info.local);
-    Some((info, stream, http2))
+) -> Option<Opened> {
+    let accept = tls::accept(config, Staged::new(tcp, ahead));
+    let io = tokio::time::timeout(HANDSHAKE, accept).await.ok()?.ok()?;
+    let agreed = HandshakeInfo::of(&io)?;
+    info.sni = agreed.sni.map(String::from);
+    let stream = Stream::new(io, info.peer, info.local);
+    Some((Rc::new(info), Some(stream), agreed.alpn == Alpn::Http2))
 }

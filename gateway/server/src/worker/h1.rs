@@ -32,25 +32,24 @@ const LINGER_BYTES: usize = 1024 * 1024;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Serves a connection to its end, or to HTTP/2's preface, which only a plain connection may begin with: gives the stream
-/// back then, with what was read of it.
-pub async fn serve(
-    worker: &Rc<Worker>,
-    conn: &Rc<Connection>,
-    mut stream: Stream,
-) -> Option<(Stream, Bytes)> {
+/// Serves a connection, which is what `slot` holds, to its end, or to HTTP/2's preface, which only a plain connection may
+/// begin with: puts the stream back then, and gives what was read of it.
+pub async fn serve(worker: &Rc<Worker>, conn: &Rc<Connection>, slot: &mut Option<Stream>) -> Option<Bytes> {
     let deadline = worker.wheel.register();
     let mut first = !conn.tls;
     loop {
         deadline.set(IDLE);
-        if !wait_for_request(worker, &mut stream, &deadline).await {
+        if !wait_for_request(worker, slot.as_mut()?, &deadline).await {
             return None;
         }
         // A new connection counts as readable until it was tried: what comes must come soon, or be waited for again.
         deadline.set(WARM);
-        match Box::pin(active(worker, conn, stream, &deadline, &mut first)).await? {
-            Pause::Quiet(back) => stream = back,
-            Pause::Http2(stream, ahead) => return Some((stream, ahead)),
+        match Box::pin(active(worker, conn, slot.take()?, &deadline, &mut first)).await? {
+            Pause::Quiet(stream) => *slot = Some(stream),
+            Pause::Http2(stream, ahead) => {
+                *slot = Some(stream);
+                return Some(ahead);
+            }
         }
     }
 }

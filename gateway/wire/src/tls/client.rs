@@ -13,11 +13,11 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{Certificate, provider};
 use crate::io::Io;
+use crate::staged::Staged;
 
 /// How an upstream proves who it is.
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +113,7 @@ pub fn server_name(host: &str) -> io::Result<ServerName<'static>> {
 }
 
 /// Does the handshake as a client. The caller bounds the time.
-pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, tcp: TcpStream) -> io::Result<Io> {
+pub async fn connect(config: Arc<ClientConfig>, name: ServerName<'static>, tcp: Staged) -> io::Result<Io> {
     let tls = TlsConnector::from(config).connect(name, tcp).await?;
     Ok(Io::ClientTls(Box::new(tls)))
 }

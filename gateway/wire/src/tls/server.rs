@@ -14,12 +14,12 @@ use rustls::server::{
     NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier,
 };
 use rustls::version::{TLS12, TLS13};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use super::client::parse_roots;
 use super::{SniResolver, TicketKeys, provider};
 use crate::io::Io;
+use crate::staged::Staged;
 
 /// Sessions of clients without ticket support that one configuration remembers, unless told otherwise.
 const SESSIONS: usize = 1024;
@@ -172,7 +172,7 @@ impl fmt::Display for ServerTlsError {
 impl std::error::Error for ServerTlsError {}
 
 /// Does the handshake as a server. The caller bounds the time.
-pub async fn accept(config: Arc<ServerConfig>, tcp: TcpStream) -> io::Result<Io> {
+pub async fn accept(config: Arc<ServerConfig>, tcp: Staged) -> io::Result<Io> {
     let tls = TlsAcceptor::from(config).accept(tcp).await?;
     Ok(Io::Tls(Box::new(tls)))
 }

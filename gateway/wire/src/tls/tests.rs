@@ -12,7 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::certificate::tests::{ecdsa, rsa, self_signed};
 use super::*;
+use crate::buffer::BufferPool;
 use crate::io::{Io, PeerState};
+use crate::staged::Staged;
 
 fn single(certificate: Arc<Certificate>) -> SniResolver {
     SniResolver::new([] as [(&str, Vec<_>); 0], vec![certificate], false)
@@ -40,10 +42,11 @@ fn limited(version: &'static SupportedProtocolVersion, cipher: impl Fn(&str) -> 
     Arc::new(config)
 }
 
-async fn sockets() -> (TcpStream, TcpStream) {
+async fn sockets() -> (Staged, Staged) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (listener.accept().await.unwrap().0, client)
+    let staged = |tcp| Staged::new(tcp, BufferPool::new(16 * 1024, 1).take());
+    (staged(listener.accept().await.unwrap().0), staged(client))
 }
 
 /// Both ends after the handshake, or what each said when it failed.
