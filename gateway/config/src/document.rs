@@ -2,8 +2,8 @@
 //! spec, and what is wrong with it. Knows nothing of other documents.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use fieldgate_core::ir::ObjectKey;
 pub use k8s_openapi::jiff::Timestamp;
@@ -37,6 +37,8 @@ pub struct Object {
     pub generation: i64,
     /// The content.
     pub spec: Spec,
+    /// A route's content between reading and translating it.
+    route: Mutex<Option<Box<Spec>>>,
     source: Arc<Source>,
     /// Which document of the source, and where in it for an item of a List.
     document: u32,
@@ -89,6 +91,42 @@ impl Object {
         object_ref(&self.key())
     }
 
+    /// Looks at a route's content: an `HttpRoute` or a `GrpcRoute`.
+    ///
+    /// The types are generated and many times as large as the text, and there may be a hundred thousand rules. So a
+    /// route's content is kept from reading until [`take_route`](Self::take_route); after that its text is read again.
+    /// In a List, reading one item means to read all: there it stays.
+    pub(crate) fn route<T>(&self, look: impl FnOnce(&Spec) -> T) -> T {
+        if !matches!(self.spec, Spec::Route) {
+            return look(&self.spec);
+        }
+        let kept = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some(spec) => look(spec),
+            None => look(&self.read_route()),
+        }
+    }
+
+    /// A route's content, which is not kept any longer.
+    pub(crate) fn take_route(&self) -> Spec {
+        if !matches!(self.spec, Spec::Route) {
+            return self.spec.clone();
+        }
+        let kept = self.route.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.map_or_else(|| self.read_route(), |spec| *spec)
+    }
+
+    fn read_route(&self) -> Spec {
+        let documents = yaml::parse(&self.source.text);
+        let document = documents.ok().and_then(|mut all| {
+            let at = self.document as usize;
+            (at < all.len()).then(|| all.swap_remove(at))
+        });
+        let spec = document.and_then(|document| kinds::read(self.kind, &document).spec);
+        // The text was read before and is the same.
+        spec.unwrap_or(Spec::Route)
+    }
+
     /// The file that it came from.
     pub fn file(&self) -> &Arc<str> {
         &self.source.file
@@ -136,7 +174,7 @@ impl Object {
 }
 
 impl Source {
-    pub(crate) fn new(file: Arc<str>, text: &str, first_line: u32) -> Self {
+    pub(crate) fn new(file: Arc<str>, text: impl Into<Box<str>>, first_line: u32) -> Self {
         Self { file, text: text.into(), first_line: AtomicU32::new(first_line) }
     }
 
@@ -193,8 +231,15 @@ impl Chunk {
         self.items.iter().any(|i| i.key.is_none() && i.findings.iter().any(Finding::is_error))
     }
 
+    /// Gives the memory of routes' contents back: they are read again when they are translated.
+    pub(crate) fn forget_routes(&self) {
+        for object in self.items.iter().filter_map(|item| item.object.as_ref()) {
+            object.route.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }
+
     /// Reads a chunk.
-    pub(crate) fn parse(file: Arc<str>, text: &str, first_line: u32) -> Self {
+    pub(crate) fn parse(file: Arc<str>, text: impl Into<Box<str>>, first_line: u32) -> Self {
         let source = Arc::new(Source::new(file, text, first_line));
         let mut chunk = Self { source: source.clone(), items: Vec::new(), broken: false };
         match yaml::parse(&source.text) {
@@ -256,6 +301,10 @@ fn read_object(root: &Node<'_>, source: &Arc<Source>, document: u32, item: Optio
         if reading.findings.iter().any(Finding::is_error) {
             return None;
         }
+        let (spec, route) = match spec? {
+            spec @ (Spec::HttpRoute(_) | Spec::GrpcRoute(_)) if item.is_none() => (Spec::Route, Some(spec)),
+            spec => (spec, None),
+        };
         Some(Arc::new(Object {
             kind: *kind,
             api_version: api_version.clone(),
@@ -265,7 +314,8 @@ fn read_object(root: &Node<'_>, source: &Arc<Source>, document: u32, item: Optio
             labels: metadata.labels,
             annotations: metadata.annotations,
             generation: metadata.generation,
-            spec: spec?,
+            spec,
+            route: Mutex::new(route.map(Box::new)),
             source: source.clone(),
             document,
             item,

@@ -19,6 +19,7 @@ pub use store::{FileChange, Store, StoreChange};
 pub use translate::Translator;
 
 use fieldgate_core::ir;
+use translate::Translation;
 
 /// The configuration of a gateway: documents, what they mean together, and what is wrong with them.
 #[derive(Debug, Default)]
@@ -27,6 +28,16 @@ pub struct Configuration {
     translator: Translator,
     /// Policies that could not be read and have no last good version.
     unread_policies: Vec<unread::UnreadPolicy>,
+}
+
+/// Files that are read and translated at once in the first load.
+const PART: usize = 512;
+
+/// By its look. It decides about the order of work only.
+fn holds_only_routes(file: &FileChange) -> bool {
+    let kinds = file.text.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix("kind:"));
+    let mut kinds = kinds.map(str::trim).peekable();
+    kinds.peek().is_some() && kinds.all(|kind| matches!(kind, "HTTPRoute" | "GRPCRoute"))
 }
 
 /// What a change of files came to.
@@ -46,16 +57,38 @@ impl Configuration {
     /// Takes changed files in.
     pub fn apply(&mut self, files: Vec<FileChange>) -> Outcome {
         let names: Vec<_> = files.iter().map(|f| f.name.clone()).collect();
-        let change = self.store.apply(files);
-        let translation = self.translator.apply(&change);
+        let Translation { mut config, touched, changed } = self.translate(files);
         self.translator.relocate(&names);
         let unread = self.store.unread_policies();
-        let changed = translation.changed || unread != self.unread_policies;
+        let changed = changed || unread != self.unread_policies;
         self.unread_policies = unread;
         let diagnostics = self.diagnostics();
-        let mut config = translation.config;
         self.fail_closed(&mut config);
-        Outcome { config, touched: translation.touched, diagnostics, changed }
+        Outcome { config, touched, diagnostics, changed }
+    }
+
+    /// The first load may be a hundred thousand rules, and what they are read to is much larger than what they become: so
+    /// it goes in parts, and what routes refer to comes first. Later every change is one: an object may move in it from
+    /// one file to another.
+    fn translate(&mut self, files: Vec<FileChange>) -> Translation {
+        if files.len() <= PART || !self.store.has_no_files() {
+            let change = self.store.apply(files);
+            return self.translator.apply(&change);
+        }
+        let (routes, others): (Vec<_>, Vec<_>) = files.into_iter().partition(holds_only_routes);
+        let change = self.store.apply(others);
+        let mut whole = self.translator.apply(&change);
+        let mut routes = routes.into_iter();
+        while routes.len() > 0 {
+            let change = self.store.apply(routes.by_ref().take(PART).collect());
+            let part = self.translator.apply(&change);
+            whole = Translation {
+                config: part.config,
+                touched: whole.touched.and(part.touched),
+                changed: whole.changed || part.changed,
+            };
+        }
+        whole
     }
 
     /// A policy that nobody can read must not open a door: the gateways that it may be about refuse everything until it

@@ -32,6 +32,9 @@ pub struct StoreChange {
     pub diagnostics: Vec<Diagnostic>,
 }
 
+/// The contents of so many routes are kept for the translation of a change: more are not worth their memory.
+const KEPT_ROUTES: usize = 1024;
+
 /// The objects of a set of files.
 #[derive(Debug, Default)]
 pub struct Store {
@@ -81,9 +84,13 @@ impl Store {
     /// Takes over the files as they are now; files that are not named stay as they are.
     pub fn apply(&mut self, files: Vec<FileChange>) -> StoreChange {
         let mut touched = FxHashSet::default();
-        let mut read = Vec::new();
+        let mut read: Vec<Arc<Chunk>> = Vec::new();
         for file in files {
+            let before = read.len();
             self.apply_file(file, &mut touched, &mut read);
+            if before >= KEPT_ROUTES {
+                read[before..].iter().for_each(|chunk| chunk.forget_routes());
+            }
         }
         let mut change = self.settle(touched);
         for chunk in read {
@@ -91,6 +98,11 @@ impl Store {
         }
         change.diagnostics.sort_by(Diagnostic::by_place);
         change
+    }
+
+    /// Whether no file was read yet, or all are gone.
+    pub fn has_no_files(&self) -> bool {
+        self.files.is_empty()
     }
 
     /// The object of that key.
@@ -166,6 +178,17 @@ impl Store {
             return;
         };
         let pieces = split(&text);
+        // A file of one document is kept as it came, without a copy.
+        if pieces.len() == 1 && old.is_empty() {
+            let first_line = pieces[0].first_line;
+            let chunk = Arc::new(Chunk::parse(file.name.clone(), text, first_line));
+            if !chunk.items.is_empty() {
+                self.claim(&chunk, touched);
+                read.push(chunk.clone());
+            }
+            self.files.insert(file.name, vec![chunk]);
+            return;
+        }
         let kept = Kept::find(&old, &pieces);
         let mut orphans = Vec::new();
         for (i, chunk) in old.iter().enumerate() {
@@ -186,6 +209,9 @@ impl Store {
                 continue;
             }
             let chunk = Arc::new(Chunk::parse(file.name.clone(), piece.text, piece.first_line));
+            if fresh.len() >= KEPT_ROUTES {
+                chunk.forget_routes();
+            }
             if chunk.items.is_empty() {
                 // A comment or nothing: kept all the same, so that the next comparison finds it unchanged.
                 chunks.push(chunk);

@@ -8,6 +8,7 @@ use fieldgate_core::ir::{
     self, Attachment, Hostname, ListenerKey, Match, ObjectKey, PathMatch, Route, Rule, Touched,
 };
 use fieldgate_core::{RequestHead, Snapshot};
+use thin_vec::{ThinVec, thin_vec};
 
 /// Changes that are timed, one compile each.
 const CHANGES: usize = 200;
@@ -105,19 +106,19 @@ fn key() -> ListenerKey {
 /// One rule, two weighted backends that many routes share.
 fn route(n: usize, host: fn(usize) -> String, method: Option<&str>) -> Route {
     let pool = |kind, n: usize| ir::Backend {
-        target: ir::BackendTarget::Pool(ir::PoolKey {
+        target: ir::BackendTarget::Pool(Arc::new(ir::PoolKey {
             object: ObjectKey { kind, namespace: "default".into(), name: format!("s{}", n % 100).into() },
             port: 80,
-        }),
+        })),
         weight: 1,
-        filters: Vec::new(),
+        filters: ThinVec::new(),
     };
     let path = PathMatch::Prefix(format!("/api/v1/service-{n}").into());
     let rule = Rule {
         id: format!("default/r{n}#0").into(),
-        matches: vec![Match { path, method: method.map(Arc::from), ..Match::default() }],
-        filters: Vec::new(),
-        backends: vec![pool("Pool", n), pool("Service", n)],
+        matches: thin_vec![Match { path, method: method.map(Arc::from), ..Match::default() }],
+        filters: ThinVec::new(),
+        backends: thin_vec![pool("Pool", n), pool("Service", n)],
         timeouts: ir::Timeouts::default(),
         retry: None,
         split: None,

@@ -4,6 +4,9 @@
 //! is immutable and shared by `Arc`, and the big tables are persistent maps, so that a changed route costs what a route
 //! costs. Equality is by value: an equal `Config` publishes nothing. There is no IO here and no Kubernetes vocabulary
 //! beyond names.
+//!
+//! There may be a hundred thousand rules, so what each of them holds is kept small: lists that are mostly empty are one
+//! word, and what is rare or shared is behind a pointer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use std::time::Duration;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
+use thin_vec::ThinVec;
 
 /// A namespaced object's name, with its kind where several kinds share a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +54,20 @@ pub enum Touched {
     All,
     /// Only routes with these keys; any change of listeners, pools and policies is found by comparison (there are few).
     Routes(Vec<ObjectKey>),
+}
+
+impl Touched {
+    /// What either names.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Routes(mut keys), Self::Routes(more)) => {
+                keys.extend(more);
+                Self::Routes(keys)
+            }
+            _ => Self::All,
+        }
+    }
 }
 
 /// A Gateway's listener: `(gateway namespace, gateway name, section name)`.
@@ -179,15 +197,15 @@ pub struct Rule {
     /// and split state. A GRPCRoute's begins with `grpc:`, for an HTTPRoute may have its name.
     pub id: Arc<str>,
     /// What it takes; any one suffices. Never empty: a rule without matches has one that takes everything.
-    pub matches: Vec<Match>,
+    pub matches: ThinVec<Match>,
     /// Filters in order.
-    pub filters: Vec<Filter>,
+    pub filters: ThinVec<Filter>,
     /// Where it sends.
-    pub backends: Vec<Backend>,
+    pub backends: ThinVec<Backend>,
     /// Timeouts.
     pub timeouts: Timeouts,
     /// Retry.
-    pub retry: Option<Retry>,
+    pub retry: Option<Arc<Retry>>,
     /// Stickiness.
     pub split: Option<Arc<SplitPolicy>>,
     /// A GRPCRoute's rule: refusals are gRPC statuses.
@@ -202,9 +220,9 @@ pub struct Match {
     /// The method.
     pub method: Option<Arc<str>>,
     /// Header conditions; names in lower case, each name once.
-    pub headers: Vec<(Arc<str>, ValueMatch)>,
+    pub headers: ThinVec<(Arc<str>, ValueMatch)>,
     /// Query conditions, each name once.
-    pub query: Vec<(Arc<str>, ValueMatch)>,
+    pub query: ThinVec<(Arc<str>, ValueMatch)>,
 }
 
 /// A condition on the path.
@@ -330,14 +348,14 @@ pub struct Backend {
     /// Its share; 0 gets nothing.
     pub weight: u32,
     /// Filters for this backend only.
-    pub filters: Vec<Filter>,
+    pub filters: ThinVec<Filter>,
 }
 
 /// A backend, or why there is none. An invalid one keeps its share and answers 500 (Gateway API).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendTarget {
-    /// A pool of the same configuration.
-    Pool(PoolKey),
+    /// A pool of the same configuration. Shared by all that name it.
+    Pool(Arc<PoolKey>),
     /// Not usable; the text says why, for logs and `explain`.
     Invalid(Arc<str>),
 }

@@ -69,7 +69,7 @@ mod tests {
 
     fn mirror(rule: &str, numerator: u32, denominator: u32) -> CompiledMirror {
         let object = ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: "shadow".into() };
-        let backend = ir::BackendTarget::Pool(ir::PoolKey { object, port: 0 });
+        let backend = ir::BackendTarget::Pool(ir::PoolKey { object, port: 0 }.into());
         CompiledMirror::new(Arc::new(ir::Mirror { backend, numerator, denominator }), Ok(0), rule, 0)
     }
 

@@ -54,7 +54,7 @@ pub struct CompiledRoute {
     /// What it was compiled from.
     pub ir: Arc<Route>,
     /// Its rules.
-    pub rules: Vec<Arc<CompiledRule>>,
+    pub rules: Box<[Arc<CompiledRule>]>,
     entries: Box<[Arc<Entry>]>,
 }
 
@@ -90,7 +90,7 @@ impl Matches {
 
 impl CompiledRoute {
     /// Puts a route together; `rules` and `matches` are those of `ir`, in its order.
-    pub(crate) fn new(ir: Arc<Route>, rules: Vec<Arc<CompiledRule>>, matches: Matches) -> Self {
+    pub(crate) fn new(ir: Arc<Route>, rules: Box<[Arc<CompiledRule>]>, matches: Matches) -> Self {
         let mut entries = Vec::new();
         for (at, (rule, all)) in rules.iter().zip(matches.0).enumerate() {
             for (index, conditions) in all.into_iter().enumerate() {

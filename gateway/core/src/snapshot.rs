@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, Vector};
+use rustc_hash::FxHashMap;
+use thin_vec::ThinVec;
 
 use crate::balance::CompiledPool;
 use crate::head::RequestHead;
@@ -22,7 +24,7 @@ use crate::mirror::CompiledMirror;
 use crate::route::{BadRoute, CompiledRoute, Entry, Matches, Table};
 use crate::split::CompiledSplit;
 pub use addresses::AddressTable;
-use slots::Slots;
+use slots::{Numbers, Slots};
 
 /// A compiled configuration.
 #[derive(Clone, Debug, Default)]
@@ -36,14 +38,11 @@ pub struct Snapshot {
     addresses: Vec<Arc<AddressTable>>,
     listeners: OrdMap<ListenerKey, Arc<CompiledListener>>,
     routes: OrdMap<ObjectKey, Arc<CompiledRoute>>,
-    rule_slots: Slots<RuleKey>,
+    rule_slots: Numbers,
     /// A pool's users are the configuration and each rule that names it.
     pool_slots: Slots<PoolKey>,
     pools: Vector<Option<Arc<CompiledPool>>>,
 }
-
-/// A rule's id and the kind of its route: an HTTPRoute and a GRPCRoute may have the same name.
-type RuleKey = (&'static str, Arc<str>);
 
 /// A listener with its policies and routes.
 #[derive(Debug)]
@@ -62,15 +61,15 @@ pub struct CompiledRule {
     /// What it was compiled from.
     pub ir: Arc<ir::Rule>,
     /// The route it belongs to.
-    pub route: ObjectKey,
-    /// Where workers keep its state: dense, stable for the same rule id, used again after removal.
+    pub route: Arc<ObjectKey>,
+    /// Where workers keep its state: dense, stable for the same rule id of a route, used again after removal.
     pub slot: u32,
     /// How it chooses a backend.
     pub split: CompiledSplit,
     /// Its backends.
-    pub backends: Vec<CompiledBackend>,
+    pub backends: ThinVec<CompiledBackend>,
     /// Its mirrors, apart from those of single backends.
-    pub mirrors: Box<[CompiledMirror]>,
+    pub mirrors: ThinVec<CompiledMirror>,
 }
 
 /// A backend, compiled.
@@ -81,9 +80,9 @@ pub struct CompiledBackend {
     /// Its weight.
     pub weight: u32,
     /// Its own filters.
-    pub filters: Vec<Filter>,
+    pub filters: ThinVec<Filter>,
     /// Its own mirrors.
-    pub mirrors: Box<[CompiledMirror]>,
+    pub mirrors: ThinVec<CompiledMirror>,
 }
 
 /// An object that was refused.
@@ -232,13 +231,16 @@ impl Snapshot {
                 return None;
             }
         };
+        let rules = before.iter().flat_map(|route| &route.rules);
+        let mut known: FxHashMap<Arc<str>, u32> = rules.map(|r| (r.ir.id.clone(), r.slot)).collect();
         let after = after.zip(matches).map(|(route, matches)| {
-            let rules = route.rules.iter().map(|rule| self.compile_rule(key, rule)).collect();
+            let rules = self.compile_rules(key, &route.rules, &mut known);
             Arc::new(CompiledRoute::new(route.clone(), rules, matches))
         });
+        known.into_values().for_each(|slot| self.rule_slots.give(slot));
         // New before old: what both use keeps its slot.
         for rule in before.iter().flat_map(|route| &route.rules) {
-            self.release_rule(rule);
+            self.release_pools(rule);
         }
         match &after {
             Some(route) => self.routes.insert(key.clone(), route.clone()),
@@ -247,7 +249,22 @@ impl Snapshot {
         (before.is_some() || after.is_some()).then_some(RouteChange { before, after })
     }
 
-    fn compile_rule(&mut self, route: &ObjectKey, rule: &Arc<ir::Rule>) -> Arc<CompiledRule> {
+    /// `known` are the slots of the rules before; those that are still used are taken out.
+    fn compile_rules(
+        &mut self,
+        key: &ObjectKey,
+        rules: &[Arc<ir::Rule>],
+        known: &mut FxHashMap<Arc<str>, u32>,
+    ) -> Box<[Arc<CompiledRule>]> {
+        let route = Arc::new(key.clone());
+        let compile = |rule: &Arc<ir::Rule>| {
+            let slot = known.remove(&rule.id).unwrap_or_else(|| self.rule_slots.take());
+            self.compile_rule(&route, rule, slot)
+        };
+        rules.iter().map(compile).collect()
+    }
+
+    fn compile_rule(&mut self, route: &Arc<ObjectKey>, rule: &Arc<ir::Rule>, slot: u32) -> Arc<CompiledRule> {
         let mut places = 0..;
         let mirrors = self.compile_mirrors(&rule.filters, &rule.id, &mut places);
         let backends = rule.backends.iter().map(|backend| CompiledBackend {
@@ -260,7 +277,7 @@ impl Snapshot {
         Arc::new(CompiledRule {
             ir: rule.clone(),
             route: route.clone(),
-            slot: self.rule_slots.acquire(&(route.kind, rule.id.clone())),
+            slot,
             split: CompiledSplit::new(&rule.backends, rule.split.clone(), &rule.id),
             backends,
             mirrors,
@@ -272,14 +289,14 @@ impl Snapshot {
         filters: &[Filter],
         rule_id: &str,
         places: &mut impl Iterator<Item = u32>,
-    ) -> Box<[CompiledMirror]> {
+    ) -> ThinVec<CompiledMirror> {
         let mirrors = mirrors(filters).zip(places);
         mirrors
             .map(|(ir, place)| CompiledMirror::new(ir.clone(), self.target_slot(&ir.backend), rule_id, place))
             .collect()
     }
 
-    /// Takes the slot of a target's pool; [`Snapshot::release_rule`] gives it back.
+    /// Takes the slot of a target's pool; [`Snapshot::release_pools`] gives it back.
     fn target_slot(&mut self, target: &BackendTarget) -> Result<u32, Arc<str>> {
         match target {
             BackendTarget::Pool(key) => Ok(self.pool_slots.acquire(key)),
@@ -287,8 +304,7 @@ impl Snapshot {
         }
     }
 
-    fn release_rule(&mut self, rule: &CompiledRule) {
-        self.rule_slots.release(&(rule.route.kind, rule.ir.id.clone()));
+    fn release_pools(&mut self, rule: &CompiledRule) {
         let backends = rule.ir.backends.iter().filter_map(|b| pool_of(&b.target));
         for key in backends.chain(mirrored(&rule.ir)) {
             self.pool_slots.release(key);
@@ -413,7 +429,7 @@ fn listeners_of(route: &ir::Route) -> impl Iterator<Item = &ListenerKey> {
 
 fn pool_of(target: &BackendTarget) -> Option<&PoolKey> {
     match target {
-        BackendTarget::Pool(key) => Some(key),
+        BackendTarget::Pool(key) => Some(&**key),
         BackendTarget::Invalid(_) => None,
     }
 }

@@ -20,6 +20,20 @@ use sequence::{Sequence, SequenceState};
 /// A rule's split, ready to choose.
 #[derive(Clone, Debug)]
 pub struct CompiledSplit {
+    fingerprint: u64,
+    turns: Turns,
+}
+
+/// Most rules have one backend and no policy, and there may be very many of them.
+#[derive(Clone, Debug)]
+enum Turns {
+    /// The weight of the only backend.
+    One(u32),
+    Several(Box<Several>),
+}
+
+#[derive(Clone, Debug)]
+struct Several {
     sequence: Sequence,
     /// Only with a policy that is sticky.
     rendezvous: Option<Rendezvous>,
@@ -29,7 +43,6 @@ pub struct CompiledSplit {
     /// The only backend that can get anything and needs no look at the request.
     only: Option<usize>,
     backends: usize,
-    fingerprint: u64,
 }
 
 /// What a worker remembers for a rule. Belongs to the rule's slot: it starts anew by itself when it meets a split with
@@ -83,8 +96,12 @@ impl CompiledSplit {
     /// nothing. An unnamed rule's id holds its position, so give rules names if others may be inserted before them.
     pub fn new(backends: &[ir::Backend], policy: Option<Arc<ir::SplitPolicy>>, rule_id: &str) -> Self {
         let weights = || backends.iter().map(|b| b.weight);
-        let sequence = Sequence::new(weights());
         let names = identities(backends);
+        let fingerprint = fingerprint(rule_id, &names, weights());
+        if let ([only], None) = (backends, &policy) {
+            return Self { fingerprint, turns: Turns::One(only.weight) };
+        }
+        let sequence = Sequence::new(weights());
         let sticky = policy.as_ref().is_some_and(|p| p.sticky.is_some()) && backends.len() > 1;
         let rendezvous =
             sticky.then(|| Rendezvous::new(rule_id, names.iter().map(String::as_str).zip(weights())));
@@ -94,8 +111,8 @@ impl CompiledSplit {
             .map(|e| e.backend)
             .filter(|b| matches!(backends.get(*b).map(|b| &b.target), Some(ir::BackendTarget::Pool(_))));
         let only = sequence.only().filter(|only| rendezvous.is_none() && stay_on.is_none_or(|s| s == *only));
-        let fingerprint = fingerprint(rule_id, &names, weights());
-        Self { sequence, rendezvous, policy, stay_on, only, backends: backends.len(), fingerprint }
+        let several = Several { sequence, rendezvous, policy, stay_on, only, backends: backends.len() };
+        Self { fingerprint, turns: Turns::Several(Box::new(several)) }
     }
 
     /// Chooses a backend; `None` if no backend has a weight (Gateway API: such a rule answers 500).
@@ -110,19 +127,25 @@ impl CompiledSplit {
         client: IpAddr,
         random: u64,
     ) -> Option<Choice> {
-        if let Some(backend) = self.only {
-            return Some(Choice { backend, issue_cookie: None, why: Why::Only });
+        let only = |backend| Some(Choice { backend, issue_cookie: None, why: Why::Only });
+        let split = match &self.turns {
+            Turns::One(0) => return None,
+            Turns::One(_) => return only(0),
+            Turns::Several(split) => split,
+        };
+        if let Some(backend) = split.only {
+            return only(backend);
         }
-        if self.sequence.is_empty() {
+        if split.sequence.is_empty() {
             return None;
         }
-        if let Some(policy) = &self.policy {
-            if let (Some(backend), Some(existing)) = (self.stay_on, &policy.existing)
+        if let Some(policy) = &split.policy {
+            if let (Some(backend), Some(existing)) = (split.stay_on, &policy.existing)
                 && head.cookie(&existing.cookie).is_some_and(|v| !v.is_empty())
             {
                 return Some(Choice { backend, issue_cookie: None, why: Why::ExistingSession });
             }
-            if let (Some(rendezvous), Some(sticky)) = (&self.rendezvous, &policy.sticky)
+            if let (Some(rendezvous), Some(sticky)) = (&split.rendezvous, &policy.sticky)
                 && let Some(choice) = by_key(rendezvous, sticky, head, client, random)
             {
                 return Some(choice);
@@ -131,8 +154,8 @@ impl CompiledSplit {
         if state.fingerprint != self.fingerprint {
             *state = SplitState { fingerprint: self.fingerprint, sequence: SequenceState::default() };
         }
-        let backend = self.sequence.next(&mut state.sequence)?;
-        let why = if self.sequence.only().is_some() { Why::Only } else { Why::Weighted };
+        let backend = split.sequence.next(&mut state.sequence)?;
+        let why = if split.sequence.only().is_some() { Why::Only } else { Why::Weighted };
         Some(Choice { backend, issue_cookie: None, why })
     }
 
@@ -143,12 +166,22 @@ impl CompiledSplit {
 
     /// The share of each backend that is wanted: its weight and the sum of all. The sum is 0 if the rule is off.
     pub fn desired(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
-        (0..self.backends).map(|i| (self.sequence.weight(i), self.sequence.total()))
+        let backends = match &self.turns {
+            Turns::One(_) => 1,
+            Turns::Several(split) => split.backends,
+        };
+        (0..backends).map(|i| match &self.turns {
+            Turns::One(weight) => (*weight, u64::from(*weight)),
+            Turns::Several(split) => (split.sequence.weight(i), split.sequence.total()),
+        })
     }
 
     /// The policy, for `explain`.
     pub fn policy(&self) -> Option<&Arc<ir::SplitPolicy>> {
-        self.policy.as_ref()
+        match &self.turns {
+            Turns::One(_) => None,
+            Turns::Several(split) => split.policy.as_ref(),
+        }
     }
 }
 
@@ -221,12 +254,14 @@ mod tests {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
+    use thin_vec::ThinVec;
+
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7));
 
     fn backend(name: &str, weight: u32) -> ir::Backend {
         let object = ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: name.into() };
-        let target = ir::BackendTarget::Pool(ir::PoolKey { object, port: 0 });
-        ir::Backend { target, weight, filters: Vec::new() }
+        let target = ir::BackendTarget::Pool(ir::PoolKey { object, port: 0 }.into());
+        ir::Backend { target, weight, filters: ThinVec::new() }
     }
 
     fn policy(sticky: Option<ir::Sticky>, stay: Option<usize>) -> Option<Arc<ir::SplitPolicy>> {

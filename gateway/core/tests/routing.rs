@@ -7,6 +7,7 @@ use fieldgate_core::ir::{
 };
 use fieldgate_core::{Method, RequestHead, Snapshot};
 use proptest::prelude::*;
+use thin_vec::ThinVec;
 
 fn listener() -> ListenerKey {
     ListenerKey { namespace: "default".into(), gateway: "edge".into(), name: "web".into() }
@@ -39,9 +40,9 @@ fn route(name: &str, created: Option<i64>, hosts: Vec<Option<Hostname>>, rules: 
     let rules = rules.into_iter().enumerate().map(|(at, matches)| {
         Arc::new(Rule {
             id: format!("{name}#{at}").into(),
-            matches,
-            filters: Vec::new(),
-            backends: Vec::new(),
+            matches: matches.into(),
+            filters: ThinVec::new(),
+            backends: ThinVec::new(),
             timeouts: ir::Timeouts::default(),
             retry: None,
             split: None,
@@ -161,8 +162,9 @@ fn named(names: &'static [&'static str]) -> impl Strategy<Value = Vec<(Arc<str>,
 
 fn matches() -> impl Strategy<Value = Match> {
     let method = prop::option::of(prop::sample::select(vec!["GET", "POST"]).prop_map(Arc::from));
-    (paths(), method, named(&["x-a", "x-b"]), named(&["q", "r"]))
-        .prop_map(|(path, method, headers, query)| Match { path, method, headers, query })
+    (paths(), method, named(&["x-a", "x-b"]), named(&["q", "r"])).prop_map(
+        |(path, method, headers, query)| Match { path, method, headers: headers.into(), query: query.into() },
+    )
 }
 
 fn routes() -> impl Strategy<Value = Vec<Route>> {
@@ -290,7 +292,7 @@ fn a_path_of_slashes_costs_no_more_than_our_prefixes() {
 fn explain_says_why_not() {
     let m = |path: &str, headers: Vec<(Arc<str>, ValueMatch)>| Match {
         path: PathMatch::Prefix(path.into()),
-        headers,
+        headers: headers.into(),
         ..Match::default()
     };
     let canary = vec![("x-canary".into(), ValueMatch::Exact("true".into()))];

@@ -1,5 +1,7 @@
 //! References from routes to what answers: which pool is meant, and whether the reference is allowed.
 
+use std::sync::Arc;
+
 use fieldgate_core::ir::{BackendTarget, ObjectKey, PoolKey};
 
 use super::Objects;
@@ -74,8 +76,8 @@ pub(crate) fn resolve(
     around: &Surroundings<'_>,
     r: &BackendRef<'_>,
     grpc: bool,
-) -> Result<PoolKey, Unresolved> {
-    let Surroundings { objects, pools, hosts, .. } = around;
+) -> Result<Arc<PoolKey>, Unresolved> {
+    let Surroundings { objects, pools, pool_keys, hosts, .. } = around;
     let group = r.group.unwrap_or("");
     let kind = r.kind.unwrap_or("Service");
     let namespace = r.namespace.unwrap_or(&route.namespace);
@@ -123,9 +125,9 @@ pub(crate) fn resolve(
         _ => wanted,
     };
     let twin = PoolKey { object: twin_of(&wanted.object), port: wanted.port };
-    // The pool's own key, so that all who name it share its texts.
     match pools.get(&twin).filter(|_| grpc).or_else(|| pools.get(&wanted)) {
-        Some(pool) => Ok(pool.key.clone()),
+        // One for all who name it.
+        Some(pool) => Ok(pool_keys.get(&pool.key).cloned().unwrap_or_else(|| Arc::new(pool.key.clone()))),
         None => Err(not_found(around, &wanted)),
     }
 }

@@ -12,6 +12,8 @@ use gateway_api::experimental::httproutes::{
     HttpRouteRulesMatchesPathType as PathType, HttpRouteRulesMatchesQueryParamsType as QueryType,
 };
 
+use thin_vec::ThinVec;
+
 use super::filters;
 
 /// Longest regular expression.
@@ -73,7 +75,7 @@ fn one_match(at: usize, m: &HttpRouteRulesMatches, problems: &mut Vec<filters::P
         let text = serde_json::to_value(m).ok()?;
         text.as_str().map(Arc::from)
     });
-    Some(Match { path, method, headers, query })
+    Some(Match { path, method, headers: headers.into(), query: query.into() })
 }
 
 fn value(
@@ -215,7 +217,7 @@ fn one_method(at: usize, m: &GrpcRouteRulesMatches, problems: &mut Vec<filters::
     let headers = m.headers.iter().flatten();
     let regex = |kind: &Option<GrpcHeaderType>| matches!(kind, Some(GrpcHeaderType::RegularExpression));
     let headers = header_matches(headers.map(|h| (&*h.name, &*h.value, regex(&h.r#type))), at, problems);
-    Match { path, method: None, headers, query: Vec::new() }
+    Match { path, method: None, headers: headers.into(), query: ThinVec::new() }
 }
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub struct Translator {
     /// Newest versions of routes that are not in force, because their matches are not sound and a version before was.
     refused: BTreeMap<ObjectKey, Arc<Object>>,
     config: ir::Config,
+    /// The keys of all pools, for those that name them.
+    pool_keys: BTreeSet<Arc<ir::PoolKey>>,
     gateways: gateways::Gateways,
     pools: pools::Pools,
     splits: splits::SplitPolicies,
@@ -244,6 +246,13 @@ impl Translator {
         let pools = self.pools.translate(&self.objects, &mut self.notes.pools);
         let same_keys = pools.len() == self.config.pools.len() && pools.keys().eq(self.config.pools.keys());
         self.config.pools = merge(&self.config.pools, pools);
+        if !same_keys {
+            self.pool_keys.retain(|key| self.config.pools.contains_key(&**key));
+            let new = self.config.pools.values().map(|pool| &pool.key);
+            self.pool_keys.extend(
+                new.filter(|key| !self.pool_keys.contains(*key)).cloned().map(Arc::new).collect::<Vec<_>>(),
+            );
+        }
         self.pools.index_hosts(&self.objects) || !same_keys
     }
 
@@ -273,6 +282,7 @@ impl Translator {
             objects: &self.objects,
             gateways: &self.gateways,
             pools: &self.config.pools,
+            pool_keys: &self.pool_keys,
             hosts: self.pools.hosts(),
             splits: &self.splits,
         };

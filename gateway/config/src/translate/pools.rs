@@ -13,6 +13,7 @@ use fieldgate_core::ir::{
     Balance, DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, ObjectKey, Pool, PoolKey, PoolLimits,
     Protocol, ServiceIdentity,
 };
+use gateway_api::experimental::grpcroutes::GrpcRouteSpec;
 use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -177,12 +178,21 @@ pub(crate) fn twin_kind(kind: &str) -> &'static str {
 }
 
 fn grpc_targets(route: &Object) -> Vec<PoolKey> {
-    let Spec::GrpcRoute(spec) = &route.spec else { return Vec::new() };
+    if route.kind != Kind::GrpcRoute {
+        return Vec::new();
+    }
+    route.route(|spec| match spec {
+        Spec::GrpcRoute(spec) => targets(spec, &route.namespace),
+        _ => Vec::new(),
+    })
+}
+
+fn targets(spec: &GrpcRouteSpec, own_namespace: &str) -> Vec<PoolKey> {
     let mut keys = Vec::new();
     for rule in spec.rules.iter().flatten() {
         let mut refer = |group, kind, namespace, name, port| {
             let r = BackendRef { group, kind, namespace, name, port };
-            keys.extend(pool_key(&r, &route.namespace));
+            keys.extend(pool_key(&r, own_namespace));
         };
         for b in rule.backend_refs.iter().flatten() {
             refer(b.group.as_deref(), b.kind.as_deref(), b.namespace.as_deref(), &b.name, b.port);

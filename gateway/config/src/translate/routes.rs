@@ -13,6 +13,7 @@ use fieldgate_core::ir::{
 use gateway_api::experimental::grpcroutes::{GrpcRouteRulesMatches, GrpcRouteSpec};
 use gateway_api::experimental::httproutes::{HttpRouteParentRefs, HttpRouteRules, HttpRouteSpec};
 use imbl::OrdMap;
+use thin_vec::{ThinVec, thin_vec};
 
 use super::backends::{BackendRef, resolve};
 use super::gateways::{GROUP, Gateways, ListenerInfo, hostname};
@@ -29,6 +30,7 @@ pub(crate) struct Surroundings<'a> {
     pub objects: &'a Objects,
     pub gateways: &'a Gateways,
     pub pools: &'a OrdMap<PoolKey, Arc<Pool>>,
+    pub pool_keys: &'a BTreeSet<Arc<PoolKey>>,
     pub hosts: &'a Hosts,
     pub splits: &'a SplitPolicies,
 }
@@ -61,9 +63,9 @@ struct Parts {
 }
 
 pub(crate) fn translate(object: &Arc<Object>, around: &Surroundings<'_>, notes: &mut Notes) -> Option<Route> {
-    let parts = match &object.spec {
-        Spec::HttpRoute(spec) => of_http(spec),
-        Spec::GrpcRoute(spec) => of_grpc(spec),
+    let parts = match object.take_route() {
+        Spec::HttpRoute(spec) => of_http(*spec),
+        Spec::GrpcRoute(spec) => of_grpc(&spec),
         _ => return None,
     };
     let context = Context { object, key: object.key(), around, grpc: object.kind == Kind::GrpcRoute };
@@ -79,7 +81,9 @@ pub(crate) fn translate(object: &Arc<Object>, around: &Surroundings<'_>, notes: 
     if let Some(message) = faults.rule.as_ref().filter(|_| faults.rules.len() < rules.len()) {
         notes.condition("PartiallyInvalid", true, "UnsupportedValue", format!("Dropped Rule {message}"));
     }
-    let rules: Vec<Arc<Rule>> = rules.into_iter().flatten().map(Arc::new).collect();
+    // Collected anew: in place it would keep the room of all rules by value.
+    let rules: Box<[Arc<Rule>]> = rules.into_iter().flatten().map(Arc::new).collect();
+    let rules = Vec::from(rules);
     if attachments.is_empty() || rules.is_empty() {
         return None;
     }
@@ -95,7 +99,7 @@ pub(crate) fn bad_matches(object: &Object) -> Vec<filters::Problem> {
             .into_iter()
             .map(move |(field, message)| (format!("spec.rules[{at}].matches{field}"), message))
     };
-    match &object.spec {
+    object.route(|spec| match spec {
         Spec::HttpRoute(spec) => {
             let rules = spec.rules.iter().flatten();
             let read = rules.map(|r| matches::http(r.matches.as_deref().unwrap_or_default()));
@@ -107,16 +111,16 @@ pub(crate) fn bad_matches(object: &Object) -> Vec<filters::Problem> {
             read.enumerate().flat_map(of_rule).collect()
         }
         _ => Vec::new(),
-    }
+    })
 }
 
-fn of_http(spec: &HttpRouteSpec) -> Parts {
+fn of_http(spec: HttpRouteSpec) -> Parts {
     Parts {
         default_gateways: spec.use_default_gateways.is_some(),
-        parents: spec.parent_refs.clone().unwrap_or_default(),
-        hostnames: spec.hostnames.clone().unwrap_or_default(),
-        rules: match &spec.rules {
-            Some(rules) => rules.iter().map(|r| (r.clone(), None)).collect(),
+        parents: spec.parent_refs.unwrap_or_default(),
+        hostnames: spec.hostnames.unwrap_or_default(),
+        rules: match spec.rules {
+            Some(rules) => rules.into_iter().map(|r| (r, None)).collect(),
             // The default of the CRD: one rule that takes everything.
             None => vec![(HttpRouteRules::default(), None)],
         },
@@ -371,9 +375,9 @@ impl Context<'_> {
         }
         let mut translated = Rule {
             id: self.rule_id(at, rule),
-            matches,
-            filters: Vec::new(),
-            backends: Vec::with_capacity(rule.backend_refs.as_ref().map_or(0, Vec::len)),
+            matches: matches.into(),
+            filters: ThinVec::new(),
+            backends: ThinVec::with_capacity(rule.backend_refs.as_ref().map_or(0, Vec::len)),
             timeouts: Timeouts::default(),
             retry: None,
             split: None,
@@ -383,8 +387,11 @@ impl Context<'_> {
         let why = behaviour.err().map(|problem| refuse(faults, notes, problem));
         if let Some(why) = bad.into_iter().next().or(why) {
             translated.filters.clear();
-            translated.backends =
-                vec![Backend { target: BackendTarget::Invalid(why.into()), weight: 1, filters: Vec::new() }];
+            translated.backends = thin_vec![Backend {
+                target: BackendTarget::Invalid(why.into()),
+                weight: 1,
+                filters: ThinVec::new()
+            }];
             return Some(translated);
         }
         let names = rule.backend_refs.iter().flatten().map(|b| b.name.as_str());
@@ -418,7 +425,7 @@ impl Context<'_> {
             .filters(own, &out.matches, &format!("{place}.filters"), faults, notes)
             .map_err(|(field, message)| (format!(".filters{field}"), message))?;
         out.timeouts = timeouts(rule)?;
-        out.retry = retry(rule)?;
+        out.retry = retry(rule)?.map(Arc::new);
         let redirects = out.filters.iter().any(|f| matches!(f, Filter::Redirect(_)));
         if redirects && rule.backend_refs.as_ref().is_some_and(|b| !b.is_empty()) {
             let message = "backendRefs have no effect beside a redirect";
@@ -473,8 +480,8 @@ impl Context<'_> {
         place: &str,
         faults: &mut Faults,
         notes: &mut Notes,
-    ) -> Result<Vec<Filter>, filters::Problem> {
-        let mut out: Vec<Filter> = Vec::new();
+    ) -> Result<ThinVec<Filter>, filters::Problem> {
+        let mut out = ThinVec::new();
         for (at, filter) in list.iter().enumerate() {
             let mirror_place = format!("{place}[{at}].requestMirror.backendRef");
             let mut mirror = |r: &BackendRef<'_>| self.target(r, &mirror_place, faults, notes);
@@ -501,7 +508,7 @@ impl Context<'_> {
 
 /// A backend's filters act on what the rule's have made of the request. What replaces the prefix that the match took would
 /// no longer find it there (Gateway API does not say what two rewrites of one path mean).
-fn on_top_of(rule: &[Filter], backend: Vec<Filter>) -> Result<Vec<Filter>, filters::Problem> {
+fn on_top_of(rule: &[Filter], backend: ThinVec<Filter>) -> Result<ThinVec<Filter>, filters::Problem> {
     let rewrites_path = rule.iter().any(|f| matches!(f, Filter::Rewrite(r) if r.path.is_some()));
     let replaces_prefix = |filter: &Filter| match filter {
         Filter::Rewrite(rewrite) => matches!(**rewrite, Rewrite { path: Some(PathRewrite::Prefix(_)), .. }),

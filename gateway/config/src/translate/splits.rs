@@ -106,24 +106,7 @@ impl SplitPolicies {
             let hint = did_you_mean_hint(&target.name, names.iter().map(String::as_str));
             return Err(("TargetNotFound", "spec.targetRef.name", format!("there is no {key}"), hint));
         };
-        let mut rules = rules(route);
-        if let Some(section) = &target.section_name {
-            let names: Vec<&str> = rules.iter().filter_map(|r| r.name).collect();
-            let hint = did_you_mean_hint(section, names.iter().copied());
-            rules.retain(|r| r.name == Some(section));
-            if rules.is_empty() {
-                let message = format!("{key} has no rule named \"{section}\"");
-                return Err(("TargetNotFound", "spec.targetRef.sectionName", message, hint));
-            }
-        }
-        if let Some(existing) = &spec.existing_sessions {
-            let names: BTreeSet<&str> = rules.iter().flat_map(|r| &r.backends).copied().collect();
-            if !names.contains(&*existing.stay_on) {
-                let message = format!("\"{}\" is not a backend of {key}", existing.stay_on);
-                let hint = did_you_mean_hint(&existing.stay_on, names.iter().copied());
-                return Err(("BackendNotFound", "spec.existingSessions.stayOn", message, hint));
-            }
-        }
+        route.route(|route| fits(spec, &key, rules(route)))?;
         let place = (key, target.section_name.clone());
         if let Some(other) = self.attached.get(&place) {
             let message = format!("SplitPolicy {} is attached to the same place and comes first", other.name);
@@ -135,8 +118,31 @@ impl SplitPolicies {
     }
 }
 
-fn rules(route: &Object) -> Vec<RuleView<'_>> {
-    match &route.spec {
+/// Whether a route has what a policy names.
+fn fits(spec: &SplitPolicySpec, key: &ObjectKey, mut rules: Vec<RuleView<'_>>) -> Result<(), Refusal> {
+    let target = &spec.target_ref;
+    if let Some(section) = &target.section_name {
+        let names: Vec<&str> = rules.iter().filter_map(|r| r.name).collect();
+        let hint = did_you_mean_hint(section, names.iter().copied());
+        rules.retain(|r| r.name == Some(section));
+        if rules.is_empty() {
+            let message = format!("{key} has no rule named \"{section}\"");
+            return Err(("TargetNotFound", "spec.targetRef.sectionName", message, hint));
+        }
+    }
+    if let Some(existing) = &spec.existing_sessions {
+        let names: BTreeSet<&str> = rules.iter().flat_map(|r| &r.backends).copied().collect();
+        if !names.contains(&*existing.stay_on) {
+            let message = format!("\"{}\" is not a backend of {key}", existing.stay_on);
+            let hint = did_you_mean_hint(&existing.stay_on, names.iter().copied());
+            return Err(("BackendNotFound", "spec.existingSessions.stayOn", message, hint));
+        }
+    }
+    Ok(())
+}
+
+fn rules(route: &Spec) -> Vec<RuleView<'_>> {
+    match route {
         Spec::HttpRoute(spec) => spec
             .rules
             .iter()

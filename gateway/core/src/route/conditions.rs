@@ -252,6 +252,8 @@ impl fmt::Display for Unmet<'_, '_> {
 
 #[cfg(test)]
 mod tests {
+    use thin_vec::thin_vec;
+
     use super::*;
     use crate::head::Method;
 
@@ -304,7 +306,7 @@ mod tests {
 
     #[test]
     fn headers_of_one_name_are_joined() {
-        let m = |value| Match { headers: vec![("x-a".into(), value)], ..Match::default() };
+        let m = |value| Match { headers: thin_vec![("x-a".into(), value)], ..Match::default() };
         let twice = head("/", &[("x-a", "1"), ("x-b", "0"), ("X-A", "2")]);
         assert_eq!(unmet(&m(exact("1,2")), &twice), None);
         assert_eq!(unmet(&m(regex("[0-9],2")), &twice), None);
@@ -317,13 +319,13 @@ mod tests {
 
     #[test]
     fn host_is_a_header_too() {
-        let m = Match { headers: vec![("host".into(), exact("shop.example:8080"))], ..Match::default() };
+        let m = Match { headers: thin_vec![("host".into(), exact("shop.example:8080"))], ..Match::default() };
         assert_eq!(unmet(&m, &head("/", &[])), None);
     }
 
     #[test]
     fn query_parameters_are_raw_and_the_first_counts() {
-        let m = |name: &str, value| Match { query: vec![(name.into(), value)], ..Match::default() };
+        let m = |name: &str, value| Match { query: thin_vec![(name.into(), value)], ..Match::default() };
         let h = head("/?a=1&a=2&b&c=%20&d==", &[]);
         for (name, value) in [("a", "1"), ("b", ""), ("c", "%20"), ("d", "=")] {
             assert_eq!(unmet(&m(name, exact(value)), &h), None, "{name}");
@@ -351,7 +353,7 @@ mod tests {
             (r"(\w{500}){500}", "takes more than"),
         ] {
             let m = Match {
-                headers: vec![("x".into(), exact("")), ("y".into(), regex(pattern))],
+                headers: thin_vec![("x".into(), exact("")), ("y".into(), regex(pattern))],
                 ..Match::default()
             };
             let (field, message) = Conditions::new(&m).unwrap_err();

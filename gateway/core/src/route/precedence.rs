@@ -13,12 +13,10 @@ pub(crate) struct Precedence {
     /// "Method match."
     pub method: Reverse<bool>,
     /// "Largest number of header matches."
-    pub headers: Reverse<u32>,
+    pub headers: Reverse<u16>,
     /// "Largest number of query param matches."
-    pub query: Reverse<u32>,
-    /// "The oldest Route based on creation timestamp." One without is the newest.
-    pub created: i64,
-    pub name: Name,
+    pub query: Reverse<u16>,
+    pub route: RouteRank,
     /// "The first matching rule (in list order)."
     pub rule: u32,
     /// Within a rule the first match, so that the order is total.
@@ -34,21 +32,21 @@ pub(crate) enum PathRank {
     Regex(Reverse<u32>),
 }
 
-/// "The Route appearing first in alphabetical order by `{namespace}/{name}`", as one string: `a-b/x` is before `a/x`.
-/// The kind comes last, for an HTTPRoute and a GRPCRoute may have the same name.
-/// It is the route itself, for eight bytes are less than a name.
+/// "The oldest Route based on creation timestamp", where one without is the newest; then "The Route appearing first in
+/// alphabetical order by `{namespace}/{name}`", as one string: `a-b/x` is before `a/x`. The kind comes last, for an
+/// HTTPRoute and a GRPCRoute may have the same name.
+/// It is the route itself, for eight bytes are less than a name and a time.
 #[derive(Clone)]
-pub(crate) struct Name(Arc<Route>);
+pub(crate) struct RouteRank(Arc<Route>);
 
 impl Precedence {
     pub fn new(route: &Arc<Route>, rule: usize, matched: usize, conditions: &Match) -> Self {
         Self {
             path: PathRank::of(&conditions.path),
             method: Reverse(conditions.method.is_some()),
-            headers: Reverse(conditions.headers.len() as u32),
-            query: Reverse(conditions.query.len() as u32),
-            created: route.created.unwrap_or(i64::MAX),
-            name: Name(route.clone()),
+            headers: Reverse(count(conditions.headers.len())),
+            query: Reverse(count(conditions.query.len())),
+            route: RouteRank(route.clone()),
             rule: rule as u32,
             matched: matched as u32,
         }
@@ -64,9 +62,9 @@ impl Precedence {
             "it has more header conditions"
         } else if self.query != other.query {
             "it has more query parameter conditions"
-        } else if self.created != other.created {
+        } else if self.route.created() != other.route.created() {
             "its route is older"
-        } else if self.name != other.name {
+        } else if self.route != other.route {
             "its route's name comes first"
         } else {
             "it comes first in the route"
@@ -84,30 +82,43 @@ impl PathRank {
     }
 }
 
-impl Ord for Name {
+/// Gateway API allows sixteen.
+fn count(conditions: usize) -> u16 {
+    u16::try_from(conditions).unwrap_or(u16::MAX)
+}
+
+impl RouteRank {
+    fn created(&self) -> i64 {
+        self.0.created.unwrap_or(i64::MAX)
+    }
+}
+
+impl Ord for RouteRank {
     fn cmp(&self, other: &Self) -> Ordering {
         fn text(route: &Route) -> impl Iterator<Item = u8> {
             route.key.namespace.bytes().chain(*b"/").chain(route.key.name.bytes())
         }
-        text(&self.0).cmp(text(&other.0)).then(self.0.key.kind.cmp(other.0.key.kind))
+        let age = self.created().cmp(&other.created());
+        let name = || text(&self.0).cmp(text(&other.0)).then(self.0.key.kind.cmp(other.0.key.kind));
+        age.then_with(name)
     }
 }
 
-impl PartialEq for Name {
+impl PartialEq for RouteRank {
     fn eq(&self, other: &Self) -> bool {
-        self.0.key == other.0.key
+        self.created() == other.created() && self.0.key == other.0.key
     }
 }
 
-impl Eq for Name {}
+impl Eq for RouteRank {}
 
-impl std::fmt::Debug for Name {
+impl std::fmt::Debug for RouteRank {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0.key)
     }
 }
 
-impl PartialOrd for Name {
+impl PartialOrd for RouteRank {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -145,7 +156,7 @@ mod tests {
         Match { path, ..Match::default() }
     }
 
-    fn conditions(count: usize) -> Vec<(Arc<str>, ValueMatch)> {
+    fn conditions(count: usize) -> thin_vec::ThinVec<(Arc<str>, ValueMatch)> {
         (0..count).map(|n| (n.to_string().into(), ValueMatch::Exact("v".into()))).collect()
     }
 

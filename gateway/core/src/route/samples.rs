@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use thin_vec::{ThinVec, thin_vec};
 
 use crate::head::{Method, RequestHead};
 use crate::ir::{self, Hostname, ListenerKey, Match, ObjectKey, PathMatch, PoolKey, ValueMatch};
@@ -65,16 +66,16 @@ pub(crate) fn pool(name: &str, ports: &[u16]) -> Arc<ir::Pool> {
 }
 
 pub(crate) fn backend(pool: &str, weight: u32) -> ir::Backend {
-    ir::Backend { target: ir::BackendTarget::Pool(pool_key(pool)), weight, filters: Vec::new() }
+    ir::Backend { target: ir::BackendTarget::Pool(pool_key(pool).into()), weight, filters: ThinVec::new() }
 }
 
 /// A rule with these matches and one backend, the pool `p`.
-pub(crate) fn rule(id: &str, matches: Vec<Match>) -> Arc<ir::Rule> {
+pub(crate) fn rule(id: &str, matches: impl Into<ThinVec<Match>>) -> Arc<ir::Rule> {
     Arc::new(ir::Rule {
         id: id.into(),
-        matches,
-        filters: Vec::new(),
-        backends: vec![backend("p", 1)],
+        matches: matches.into(),
+        filters: ThinVec::new(),
+        backends: thin_vec![backend("p", 1)],
         timeouts: ir::Timeouts::default(),
         retry: None,
         split: None,

@@ -27,7 +27,7 @@ fn table_of(snapshot: &Snapshot) -> Table {
 }
 
 fn found(entry: &Arc<Entry>) -> Found {
-    (entry.rule.route.clone(), entry.precedence.rule as usize, entry.precedence.matched as usize)
+    ((*entry.rule.route).clone(), entry.precedence.rule as usize, entry.precedence.matched as usize)
 }
 
 /// The route that takes a GET.
@@ -190,8 +190,8 @@ fn a_match() -> impl Strategy<Value = Match> {
         .prop_map(|(path, method, headers, query)| Match {
             path,
             method: method.map(Arc::from),
-            headers,
-            query,
+            headers: headers.into(),
+            query: query.into(),
         });
     prop_oneof![plain, rich]
 }

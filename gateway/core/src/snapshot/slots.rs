@@ -2,13 +2,18 @@
 
 use imbl::{OrdMap, Vector};
 
-/// A name keeps its number as long as it has a user; then the number is used again. Numbers stay below the largest count
-/// of names that there was at once.
+/// Numbers that are used again. They stay below the largest count of those that were taken at once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Numbers {
+    free: Vector<u32>,
+    next: u32,
+}
+
+/// A name keeps its number as long as it has a user.
 #[derive(Clone, Debug)]
 pub(super) struct Slots<K: Ord + Clone> {
     used: OrdMap<K, Slot>,
-    free: Vector<u32>,
-    next: u32,
+    numbers: Numbers,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -19,7 +24,28 @@ struct Slot {
 
 impl<K: Ord + Clone> Default for Slots<K> {
     fn default() -> Self {
-        Self { used: OrdMap::new(), free: Vector::new(), next: 0 }
+        Self { used: OrdMap::new(), numbers: Numbers::default() }
+    }
+}
+
+impl Numbers {
+    /// A number that nobody has.
+    pub fn take(&mut self) -> u32 {
+        self.free.pop_front().unwrap_or_else(|| {
+            self.next += 1;
+            self.next - 1
+        })
+    }
+
+    /// Gives a number back.
+    pub fn give(&mut self, number: u32) {
+        self.free.push_back(number);
+    }
+
+    /// How many numbers there are, taken and free.
+    #[cfg(test)]
+    pub fn high_water(&self) -> u32 {
+        self.next
     }
 }
 
@@ -30,10 +56,7 @@ impl<K: Ord + Clone> Slots<K> {
             slot.users += 1;
             return slot.number;
         }
-        let number = self.free.pop_front().unwrap_or_else(|| {
-            self.next += 1;
-            self.next - 1
-        });
+        let number = self.numbers.take();
         self.used.insert(key.clone(), Slot { number, users: 1 });
         number
     }
@@ -45,7 +68,7 @@ impl<K: Ord + Clone> Slots<K> {
             let Slot { number, users } = *slot;
             if users == 0 {
                 self.used.remove(key);
-                self.free.push_back(number);
+                self.numbers.give(number);
             }
         }
     }
@@ -53,11 +76,5 @@ impl<K: Ord + Clone> Slots<K> {
     /// The number of a name that has users.
     pub fn get(&self, key: &K) -> Option<u32> {
         self.used.get(key).map(|slot| slot.number)
-    }
-
-    /// How many numbers there are, used and free.
-    #[cfg(test)]
-    pub fn high_water(&self) -> u32 {
-        self.next
     }
 }

@@ -1,5 +1,7 @@
 //! Sharing, slots, last good versions and listeners; the routes themselves are tested in `route`.
 
+use thin_vec::thin_vec;
+
 use super::*;
 use crate::ir::{Match, PathMatch};
 use crate::route::samples::{
@@ -170,12 +172,12 @@ fn a_missing_pool_has_a_slot_that_it_gets_when_it_comes() {
 #[test]
 fn mirrors_and_backends_hold_their_pools_slots() {
     let mirror = |name| {
-        let target = BackendTarget::Pool(pool_key(name));
+        let target = BackendTarget::Pool(pool_key(name).into());
         Filter::Mirror(Arc::new(ir::Mirror { backend: target, numerator: 1, denominator: 1 }))
     };
     let mut mirrored = (*rule("default/a#0", vec![prefix("/a")])).clone();
-    mirrored.filters = vec![mirror("m1")];
-    mirrored.backends[0].filters = vec![mirror("m2")];
+    mirrored.filters = thin_vec![mirror("m1")];
+    mirrored.backends[0].filters = thin_vec![mirror("m2")];
     mirrored.backends.push(backend("p2", 0));
     let with = |rule: ir::Rule| {
         let route = route("a", &[], vec![]);

@@ -353,7 +353,7 @@ mod tests {
         let policy =
             ObjectKey { kind: "AuthorizationPolicy", namespace: "default".into(), name: "deny".into() };
         recorder.authz(&policy, PolicyAction::Deny, true);
-        let target = fieldgate_core::ir::BackendTarget::Pool(sample.pool.key.clone());
+        let target = fieldgate_core::ir::BackendTarget::Pool(Arc::new(sample.pool.key.clone()));
         let mirror = Arc::new(Mirror { backend: target, numerator: 1, denominator: 1 });
         recorder.mirror(&mirror, "default/shop#1").add(MirrorOutcome::Dropped);
         recorder.mirror(&mirror, "default/shop#1").add(MirrorOutcome::Dropped);

@@ -22,15 +22,16 @@ impl Default for Sample {
             object: ObjectKey { kind: "Service", namespace: "default".into(), name: "shop".into() },
             port: 80,
         };
-        let backend = |target| Backend { target, weight: 1, filters: vec![] };
+        let backend = |target| Backend { target, weight: 1, filters: [].into() };
         let rule = Rule {
             id: "default/shop#1".into(),
-            matches: vec![Match::default()],
-            filters: vec![],
-            backends: vec![
-                backend(BackendTarget::Pool(key.clone())),
+            matches: [Match::default()].into(),
+            filters: [].into(),
+            backends: [
+                backend(BackendTarget::Pool(Arc::new(key.clone()))),
                 backend(BackendTarget::Invalid("gone".into())),
-            ],
+            ]
+            .into(),
             timeouts: Timeouts::default(),
             retry: None,
             split: None,
