@@ -127,6 +127,11 @@ impl Object {
         spec.unwrap_or(Spec::Route)
     }
 
+    /// Whether it is an item of a List.
+    pub(crate) fn is_in_list(&self) -> bool {
+        self.item.is_some()
+    }
+
     /// The file that it came from.
     pub fn file(&self) -> &Arc<str> {
         &self.source.file

@@ -6,6 +6,7 @@
 
 pub mod diagnostic;
 pub mod document;
+pub mod edit;
 pub mod kinds;
 pub mod status;
 pub mod store;
@@ -113,6 +114,24 @@ impl Configuration {
         }
     }
 
+    /// The files that change with these edits; nothing is changed yet.
+    pub fn edited(&self, edits: &[edit::Edit]) -> Result<Vec<edit::EditedFile>, edit::Impossible> {
+        edit::files(&self.store, edits)
+    }
+
+    /// The file that describes an object by a document of its own.
+    pub fn file_of(&self, key: &document::ObjectKey) -> Option<std::sync::Arc<str>> {
+        match self.store.place(key) {
+            store::Place::One { file, .. } => Some(file),
+            store::Place::Nowhere | store::Place::Elsewhere(_) => None,
+        }
+    }
+
+    /// The text of a file, as it was read.
+    pub fn text_of(&self, file: &str) -> Option<String> {
+        self.store.text(file)
+    }
+
     /// Everything that is wrong, in the order of file and line.
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         let mut all = self.store.diagnostics();
@@ -130,6 +149,11 @@ impl Configuration {
     /// The `metadata.generation` of the version of an object that its conditions are about.
     pub fn observed_generation(&self, key: &document::ObjectKey) -> Option<i64> {
         self.translator.observed_generation(key)
+    }
+
+    /// The status of one object, if it has one.
+    pub fn status(&self, key: &document::ObjectKey) -> Option<status::ObjectStatus> {
+        self.translator.status(key)
     }
 
     /// The status of every object that has one.

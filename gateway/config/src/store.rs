@@ -50,6 +50,19 @@ pub struct Store {
     contested: FxHashSet<ObjectKey>,
 }
 
+/// Where an object is described.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// By this document of this file, which describes nothing else.
+    One {
+        file: Arc<str>,
+        chunk: usize,
+    },
+    Nowhere,
+    /// Where it cannot be edited, and why.
+    Elsewhere(String),
+}
+
 #[derive(Debug, Clone)]
 struct Claim {
     chunk: Arc<Chunk>,
@@ -108,6 +121,49 @@ impl Store {
     /// The object of that key.
     pub fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
         self.current.get(key)
+    }
+
+    /// Where an object is described.
+    pub(crate) fn place(&self, key: &ObjectKey) -> Place {
+        let claims = match self.claims.get(key).map_or(&[][..], Vec::as_slice) {
+            [] => return Place::Nowhere,
+            claims => claims,
+        };
+        let [claim] = claims else {
+            let all: Vec<_> = claims.iter().map(|c| c.chunk.source.location(1, 1).to_string()).collect();
+            let message = format!(
+                "{key} is described more than once, at {} (hint: remove all but one)",
+                all.join(" and ")
+            );
+            return Place::Elsewhere(message);
+        };
+        let source = &claim.chunk.source;
+        let at = source.location(1, 1);
+        if claim.item == INHERITED || claim.chunk.is_unreadable() {
+            let message = format!("{at} cannot be read and may mean {key} (hint: mend that text first)");
+            return Place::Elsewhere(message);
+        }
+        if claim.chunk.items.len() != 1 || claim.object().is_some_and(|object| object.is_in_list()) {
+            let message = format!(
+                "{key} is one of several in one document at {at}, such as a List (hint: change it there)"
+            );
+            return Place::Elsewhere(message);
+        }
+        let chunks = self.files.get(source.file()).map_or(&[][..], Vec::as_slice);
+        match chunks.iter().position(|chunk| Arc::ptr_eq(chunk, &claim.chunk)) {
+            Some(chunk) => Place::One { file: source.file().clone(), chunk },
+            None => Place::Nowhere,
+        }
+    }
+
+    /// The documents of a file, with separators and comments: together its text.
+    pub(crate) fn pieces(&self, file: &str) -> impl Iterator<Item = &str> {
+        self.files.get(file).into_iter().flatten().map(|chunk| chunk.source.text())
+    }
+
+    /// The text of a file, as it was read.
+    pub(crate) fn text(&self, file: &str) -> Option<String> {
+        self.files.contains_key(file).then(|| self.pieces(file).collect())
     }
 
     /// All current objects, in no order.
@@ -347,14 +403,14 @@ fn note_duplicates(key: &ObjectKey, claims: &[Claim], out: &mut Vec<Diagnostic>)
 
 /// A document's text with its place in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Piece<'t> {
-    text: &'t str,
-    first_line: u32,
+pub(crate) struct Piece<'t> {
+    pub(crate) text: &'t str,
+    pub(crate) first_line: u32,
 }
 
 /// Cuts a file before each line `---`. Such a line ends a document wherever it stands, also within quotes and block
 /// scalars (YAML 1.2 section 9.1.2), so that no parser is needed.
-fn split(text: &str) -> Vec<Piece<'_>> {
+pub(crate) fn split(text: &str) -> Vec<Piece<'_>> {
     let mut pieces = Vec::new();
     let (mut start, mut line) = (0, 1);
     let mut push = |end: usize, start: &mut usize| {

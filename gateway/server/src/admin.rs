@@ -2,11 +2,13 @@
 //!
 //! It listens on loopback unless told otherwise, shows everything except private keys, and is never on a request's path.
 
+mod change;
 mod dump;
 mod scrape;
 mod views;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,12 +39,14 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Paths with what they are for, as shown for a wrong one.
-const PATHS: [(&str, &str); 15] = [
+const PATHS: [(&str, &str); 17] = [
     ("GET /ready", "200 once all that is configured is served, else 503"),
     ("GET /metrics", "Prometheus metrics"),
     ("GET /stats/prometheus", "the same, where Istio's scrape looks for them"),
     ("GET /api/v1/status", "generation, listeners, rejected objects, connections"),
     ("GET /api/v1/objects", "every object with its conditions"),
+    ("PUT /api/v1/objects", "put documents in force and into the directory (--api-write)"),
+    ("DELETE /api/v1/objects/{kind}/{namespace}/{name}", "take an object out (--api-write)"),
     ("GET /api/v1/splits", "desired and achieved split per rule and backend"),
     ("GET /api/v1/pools", "endpoints with health and load"),
     ("GET /api/v1/explain?method=&url=&header=&client=", "what becomes of a request, and why"),
@@ -63,8 +67,8 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
     loop {
         // The semaphore is never closed.
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "the admin server cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -73,7 +77,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
         };
         let state = Arc::clone(&state);
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(Arc::clone(&state), request));
+            let service = service_fn(|request| answer(Arc::clone(&state), peer, request));
             // An error here is the client's: it went away or spoke no HTTP.
             let _ = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -85,7 +89,14 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
     }
 }
 
-async fn answer(state: Arc<AdminState>, request: Request<Incoming>) -> Result<Answer, Infallible> {
+async fn answer(
+    state: Arc<AdminState>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    if change::is_change(&request) {
+        return Ok(change::answer(&state, peer, request).await);
+    }
     Ok(route(&state, &request).await)
 }
 

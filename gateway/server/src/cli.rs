@@ -1,5 +1,6 @@
 //! The command line. Each command is one file; what a command does is done elsewhere, here it is asked for and shown.
 
+mod apply;
 mod check;
 mod client;
 mod demo;
@@ -21,6 +22,7 @@ const DEFAULT_ADMIN: &str = "127.0.0.1:15000";
 #[command(after_help = "Examples:
   fieldgate check ./config                 say what is wrong with a configuration
   fieldgate run --config ./config          serve it, and follow its changes
+  fieldgate apply -f route.yaml            change an object of the running gateway
   fieldgate explain GET http://shop.example/cart --config ./config
   fieldgate status                         what the running gateway does
   fieldgate top                            the same, live
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     Run(run::Run),
     Check(check::Check),
+    Apply(apply::Apply),
+    Delete(apply::Delete),
     Explain(explain::Explain),
     Status(status::Status),
     Top(top::Top),
@@ -45,6 +49,8 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(run) => return run.run(),
         Command::Check(check) => check.run(),
+        Command::Apply(apply) => apply.run(),
+        Command::Delete(delete) => delete.run(),
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run(),
         Command::Top(top) => top.run(),

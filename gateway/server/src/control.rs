@@ -4,6 +4,7 @@
 //! is the order of what happened. It compiles, publishes by one pointer swap, and then makes sockets and health checks
 //! follow. Nothing here runs on a worker, and no request ever waits for anything here.
 
+mod change;
 mod dns;
 mod problems;
 mod sockets;
@@ -14,6 +15,7 @@ mod view;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
@@ -21,12 +23,12 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
-use fieldgate_config::{Configuration, Diagnostic};
+use fieldgate_config::{Configuration, Diagnostic, Outcome};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, ListenerKey, ObjectKey, Policy, Touched};
 use fieldgate_core::snapshot::Rejection;
 use fieldgate_plugins::authz::Authorizer;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -35,10 +37,11 @@ use crate::published::{Published, Shared};
 use crate::resolve::{Resolved, Resolver};
 use crate::source::Update;
 use crate::worker::WorkerHandle;
+pub use change::{Answer, Change, Changed, Refused, What, Why};
 use dns::DnsPools;
 use problems::Problems;
 use sockets::{Sockets, Tell};
-pub use view::{ListenerView, View};
+pub use view::{ChangeCounts, ListenerView, View};
 
 /// How long new DNS names may hold back the configuration that needs them. Without it a pool would be published empty and
 /// answer 503 for as long as its first lookup takes.
@@ -66,6 +69,8 @@ pub enum Event {
     HandOver(oneshot::Sender<Inheritance>),
     /// The admin server asks for Gateway API's conditions of every object. On demand, as there may be many.
     Statuses(oneshot::Sender<Vec<ObjectStatus>>),
+    /// The admin server is asked to change objects.
+    Change(Change),
     /// Stop accepting, finish what is in flight.
     Drain {
         /// When it is over at the latest.
@@ -90,6 +95,13 @@ impl ControlHandle {
         let (reply, inheritance) = oneshot::channel();
         self.send(Event::HandOver(reply));
         inheritance.await.ok()
+    }
+
+    /// Changes objects; `None` at the end of the process.
+    pub async fn change(&self, who: String, if_generation: Option<u64>, what: What) -> Option<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::Change(Change { who, if_generation, what, reply }));
+        answer.await.ok()
     }
 
     /// Gateway API's conditions of every object.
@@ -120,6 +132,20 @@ pub struct AdminState {
     pub drain_time: Duration,
     /// Set to end the process at once.
     pub quit: watch::Sender<bool>,
+    /// Whether objects can be changed here, and by whom.
+    pub api_write: ApiWrite,
+}
+
+/// Whether the admin server changes objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ApiWrite {
+    /// It does not.
+    #[default]
+    Off,
+    /// On loopback only.
+    Loopback,
+    /// For whoever can reach it.
+    Anyone,
 }
 
 impl AdminState {
@@ -154,6 +180,13 @@ pub struct Control {
     sockets: Sockets,
     tls: tls::Configs,
     problems: Problems,
+    /// Where objects go that no file describes yet.
+    directory: Option<PathBuf>,
+    /// Files that were written here.
+    written: FxHashSet<Arc<str>>,
+    /// Errors that came up with the last change by the admin server.
+    consequences: Vec<Diagnostic>,
+    changes: ChangeCounts,
     generation: u64,
     loaded: SystemTime,
     /// Told when something is published.
@@ -174,12 +207,14 @@ pub struct Parts {
     pub inherited: Inheritance,
     /// Reports new answers back as [`Event::Resolved`].
     pub resolver: Resolver,
+    /// Where objects go that no file describes yet; `None` if there is no directory.
+    pub directory: Option<PathBuf>,
 }
 
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
-        let Parts { shared, workers, tell, inherited, resolver } = parts;
+        let Parts { shared, workers, tell, inherited, resolver, directory } = parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
         Self {
@@ -198,6 +233,10 @@ impl Control {
             sockets: Sockets::new(workers, inherited.sockets, tell),
             tls,
             problems: Problems::default(),
+            directory,
+            written: FxHashSet::default(),
+            consequences: Vec::new(),
+            changes: ChangeCounts::default(),
             generation: 0,
             loaded: SystemTime::UNIX_EPOCH,
             published: watch::Sender::new(0),
@@ -253,6 +292,7 @@ impl Control {
             }
             Event::HandOver(reply) => self.hand_over(reply),
             Event::Statuses(reply) => drop(reply.send(self.statuses())),
+            Event::Change(change) => self.on_change(change),
             Event::Drain { deadline } => self.drain(deadline),
         }
     }
@@ -269,14 +309,22 @@ impl Control {
 
     fn on_update(&mut self, update: Update) {
         self.source_diagnostics = update.diagnostics;
-        let outcome = self.configuration.apply(update.changes);
+        let changes = self.at_present(update.changes);
+        let outcome = self.configuration.apply(changes);
+        self.take_over(outcome);
+        self.settle();
+    }
+
+    fn take_over(&mut self, outcome: Outcome) {
         self.document_diagnostics = outcome.diagnostics;
         if outcome.changed {
             self.base = outcome.config;
-            self.touched = Some(merge(self.touched.take(), outcome.touched));
+            self.touched = Some(match self.touched.take() {
+                Some(before) => before.and(outcome.touched),
+                None => outcome.touched,
+            });
             self.resolver.reconcile(dns::names(&self.base));
         }
-        self.settle();
     }
 
     /// Publishes, unless that would publish a pool whose names are being looked up for the first time.
@@ -367,6 +415,7 @@ impl Control {
             rejections: rejections.cloned().collect(),
             refused_certificates: self.tls.refused().into_iter().collect(),
             listeners: listeners.collect(),
+            changes: self.changes,
         }));
     }
 
@@ -417,18 +466,6 @@ impl Control {
         self.sockets.drain(deadline);
         self.draining.send_replace(Some(deadline));
         self.report();
-    }
-}
-
-/// Two changes that are published as one.
-fn merge(a: Option<Touched>, b: Touched) -> Touched {
-    match (a, b) {
-        (None, b) => b,
-        (Some(Touched::All), _) | (_, Touched::All) => Touched::All,
-        (Some(Touched::Routes(mut a)), Touched::Routes(b)) => {
-            a.extend(b);
-            Touched::Routes(a)
-        }
     }
 }
 

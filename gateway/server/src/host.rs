@@ -26,7 +26,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::admin;
-use crate::control::{self, AdminState, Control, ControlHandle, Event, Parts};
+use crate::control::{self, AdminState, ApiWrite, Control, ControlHandle, Event, Parts};
 use crate::published::{Published, Shared};
 use crate::resolve::Resolver;
 use crate::source::{Source, Watcher};
@@ -64,6 +64,8 @@ pub struct RunOptions {
     pub upgrade_socket: Option<PathBuf>,
     /// Where requests are logged.
     pub access_log: Option<access_log::Options>,
+    /// Whether the admin server changes objects.
+    pub api_write: ApiWrite,
 }
 
 impl Default for RunOptions {
@@ -77,6 +79,7 @@ impl Default for RunOptions {
             upgrade: false,
             upgrade_socket: None,
             access_log: None,
+            api_write: ApiWrite::Off,
         }
     }
 }
@@ -211,6 +214,7 @@ struct Start {
 impl Start {
     async fn run(self) -> Result<End, String> {
         let Self { options, control, events, .. } = self;
+        check_api_write(&options)?;
         let mut takeover = take_over(&options)?;
         let paths = options.config.clone();
         let opened = tokio::task::spawn_blocking(move || Source::open(&paths)).await;
@@ -223,6 +227,7 @@ impl Start {
             tell: tell(&workers),
             inherited: takeover.as_mut().map(Takeover::take).unwrap_or_default(),
             resolver: resolver(&control),
+            directory: options.config.iter().find(|path| path.is_dir()).cloned(),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());
         let quit = watch::Sender::new(false);
@@ -234,6 +239,7 @@ impl Start {
             control: control.clone(),
             drain_time: options.drain_time,
             quit,
+            api_write: options.api_write,
         });
         let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
         let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;
@@ -284,6 +290,23 @@ impl Start {
 
 fn logged<T>(result: Result<T, String>) -> Option<T> {
     result.inspect_err(|message| tracing::error!("{message}")).ok()
+}
+
+/// Whoever reaches the admin server may change everything then.
+fn check_api_write(options: &RunOptions) -> Result<(), String> {
+    match options.admin {
+        Some(address) if options.api_write == ApiWrite::Loopback && !address.ip().is_loopback() => {
+            Err(format!(
+                "--api-write is for an admin server on loopback, and this one listens on {address}, where anybody who \
+             reaches it could change every route (hint: --admin 127.0.0.1:{}; or --api-write-from-anywhere, behind a firewall)",
+                address.port()
+            ))
+        }
+        None if options.api_write != ApiWrite::Off => {
+            Err("--api-write needs an admin server, and --admin is off".to_owned())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn take_over(options: &RunOptions) -> Result<Option<Takeover>, String> {

@@ -5,6 +5,7 @@
 
 mod scan;
 mod watch;
+pub mod write;
 
 use std::path::PathBuf;
 

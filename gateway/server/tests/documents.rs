@@ -66,7 +66,7 @@ fn operators_of_the_access_log() {
 
 #[test]
 fn admin_paths() {
-    let paths = found(&sources("gateway/server/src/admin.rs"), r#"\("((?:GET|POST) /[^"]*)", ""#);
+    let paths = found(&sources("gateway/server/src/admin.rs"), r#"\("((?:GET|POST|PUT|DELETE) /[^"]*)", ""#);
     assert!(paths.len() > 10, "the pattern finds paths no more: {paths:?}");
     all_described(&reference(), "admin path", &paths);
 }

@@ -170,6 +170,14 @@ impl Translator {
         statuses
     }
 
+    /// The status of one object, if it has one.
+    pub fn status(&self, key: &ObjectKey) -> Option<ObjectStatus> {
+        let of_stages = self.notes.stages().into_iter().filter_map(|notes| Some(&notes.get(key)?.conditions));
+        let conditions = of_stages.chain(self.notes.conditions.get(key)).find(|c| !c.is_empty())?.clone();
+        let (namespace, name) = (key.namespace.to_string(), key.name.to_string());
+        Some(ObjectStatus { kind: key.kind, namespace, name, conditions })
+    }
+
     /// What Gateway API reports of listeners beside conditions.
     pub fn listener_statuses(&self) -> Vec<ListenerStatus> {
         self.gateways.statuses(&self.config.routes)

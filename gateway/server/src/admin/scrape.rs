@@ -25,6 +25,7 @@ const KINDS: [&str; 7] =
 pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: u64) {
     config(out, view);
     rejected(out, view);
+    changes(out, view);
     splits(out, snapshot);
     pools(out, snapshot, now_ms);
 }
@@ -35,6 +36,13 @@ fn config(out: &mut String, view: &View) {
     let loaded = view.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let help = "When the configuration in force was published, in seconds since 1970.";
     Family::begin(out, "fieldgate_config_published_timestamp_seconds", "gauge", help).sample(&[], loaded);
+}
+
+fn changes(out: &mut String, view: &View) {
+    let help = "Changes of objects that were asked for by the admin API, by what became of them.";
+    let mut family = Family::begin(out, "fieldgate_config_api_changes_total", "counter", help);
+    family.sample(&[("result", "accepted")], view.changes.accepted as f64);
+    family.sample(&[("result", "refused")], view.changes.refused as f64);
 }
 
 fn rejected(out: &mut String, view: &View) {

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::control::{self, Event, View};
+use crate::control::{self, ApiWrite, Event, View};
 use crate::published::{Published, Shared};
 use crate::telemetry::Telemetry;
 
@@ -32,6 +32,10 @@ struct Admin {
 
 impl Admin {
     async fn start(view: View) -> Self {
+        Self::start_with(view, ApiWrite::Off).await
+    }
+
+    async fn start_with(view: View, api_write: ApiWrite) -> Self {
         let published = Published {
             snapshot: Arc::new(Snapshot::empty()),
             authorizers: FxHashMap::default(),
@@ -53,6 +57,7 @@ impl Admin {
             control,
             drain_time: Duration::from_secs(7),
             quit: watch::Sender::new(false),
+            api_write,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -132,4 +137,61 @@ async fn rejected_objects_are_counted_once_each_and_by_known_kinds() {
     ] {
         assert!(answer.lines().any(|l| l == line), "{line} is not in {answer}");
     }
+}
+
+#[tokio::test]
+async fn objects_are_changed_where_it_is_allowed_and_never_by_web_pages() {
+    let put = "PUT /api/v1/objects HTTP/1.0";
+    let yaml = "Content-Type: application/yaml";
+    let local = "Host: 127.0.0.1:15000";
+    let mut admin = Admin::start(View::default()).await;
+    let answer = admin.ask(&format!("{put}\r\n{local}\r\n{yaml}\r\nContent-Length: 0")).await;
+    assert!(answer.starts_with("HTTP/1.0 403") && answer.contains("--api-write"), "{answer}");
+    assert!(admin.events.try_recv().is_err());
+
+    let mut admin = Admin::start_with(View::default(), ApiWrite::Loopback).await;
+    for (request, status) in [
+        (format!("{put}\r\n{local}\r\n{yaml}\r\nOrigin: http://evil.example\r\nContent-Length: 0"), 403),
+        (format!("{put}\r\nHost: evil.example\r\n{yaml}\r\nContent-Length: 0"), 403),
+        (format!("{put}\r\n{yaml}\r\nContent-Length: 0"), 403),
+        (format!("{put}\r\n{local}\r\nContent-Length: 0"), 415),
+        (format!("{put}\r\n{local}\r\nContent-Type: text/plain\r\nContent-Length: 0"), 415),
+        (format!("{put}\r\n{local}\r\n{yaml}\r\nContent-Length: 5000000"), 413),
+        (format!("{put}\r\n{local}\r\n{yaml}\r\nIf-Match: x\r\nContent-Length: 0"), 400),
+        (format!("POST /api/v1/objects HTTP/1.0\r\n{local}\r\n{yaml}\r\nContent-Length: 0"), 405),
+        (format!("DELETE /api/v1/objects/Pool/default HTTP/1.0\r\n{local}"), 404),
+        (format!("DELETE /api/v1/objects/Pool/default/vms HTTP/1.0\r\nHost: evil.example"), 403),
+    ] {
+        let answer = admin.ask(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.0 {status}")), "{request}: {answer}");
+    }
+    assert!(admin.events.try_recv().is_err(), "nobody was asked for a change");
+}
+
+#[tokio::test]
+async fn a_change_is_handed_on_and_its_answer_comes_back() {
+    use crate::control::{Refused, What, Why};
+    let mut admin = Admin::start_with(View::default(), ApiWrite::Loopback).await;
+    let request = "DELETE /api/v1/objects/Pool/prod/vms HTTP/1.0\r\nHost: localhost\r\nIf-Match: \"4\"";
+    let control = async {
+        let Some(Event::Change(change)) = admin.events.recv().await else {
+            panic!("no change was asked for")
+        };
+        let What::Delete(key) = change.what else { panic!("a deletion was asked for") };
+        let answer =
+            Err(Refused { why: Why::Stale, message: "too late".to_owned(), diagnostics: Vec::new() });
+        let _ = change.reply.send(answer);
+        (key.to_string(), change.if_generation)
+    };
+    let address = admin.address;
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("{request}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let (asked, answer) = tokio::join!(control, ask);
+    assert_eq!(asked, ("Pool prod/vms".to_owned(), Some(4)));
+    assert!(answer.starts_with("HTTP/1.0 412") && answer.contains("too late"), "{answer}");
 }

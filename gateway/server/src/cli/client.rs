@@ -18,9 +18,7 @@ pub(super) fn get_json(admin: SocketAddr, path: &str) -> Result<Value, String> {
 
 /// The text at `path`.
 pub(super) fn get(admin: SocketAddr, path: &str) -> Result<String, String> {
-    let answer = exchange(admin, path).map_err(|error| {
-        format!("no gateway answers at {admin}: {error} (hint: name its admin address with --admin)")
-    })?;
+    let answer = exchange(admin, path).map_err(|error| no_answer(admin, &error))?;
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{admin} does not speak HTTP"))?;
     match head.split(' ').nth(1) {
         Some("200") => Ok(body.to_owned()),
@@ -28,11 +26,40 @@ pub(super) fn get(admin: SocketAddr, path: &str) -> Result<String, String> {
     }
 }
 
+/// Sends a change; the status and the JSON of the answer.
+pub(super) fn change(
+    admin: SocketAddr,
+    method: &str,
+    path: &str,
+    body: &str,
+    if_generation: Option<u64>,
+) -> Result<(u16, Value), String> {
+    let condition = if_generation.map(|g| format!("If-Match: \"{g}\"\r\n")).unwrap_or_default();
+    let request = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {admin}\r\nContent-Type: application/yaml\r\n{condition}\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = send(admin, &request).map_err(|error| no_answer(admin, &error))?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{admin} does not speak HTTP"))?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    let value = serde_json::from_str(body).map_err(|_| format!("{admin}{path}: {}", body.trim()))?;
+    Ok((status, value))
+}
+
+fn no_answer(admin: SocketAddr, error: &std::io::Error) -> String {
+    format!("no gateway answers at {admin}: {error} (hint: name its admin address with --admin)")
+}
+
 fn exchange(admin: SocketAddr, path: &str) -> std::io::Result<String> {
+    send(admin, &format!("GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n"))
+}
+
+fn send(admin: SocketAddr, request: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n").as_bytes())?;
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)

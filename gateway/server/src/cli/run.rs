@@ -9,6 +9,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::{DEFAULT_ADMIN, duration};
+use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
 use crate::telemetry::access_log::{self, Format, Target};
 
@@ -37,6 +38,12 @@ pub(super) struct Run {
     /// `text` (Istio's), `json`, or a text with Envoy's operators: '%REQ(:METHOD)% %RESPONSE_CODE% %DURATION%'.
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = str::parse::<Format>)]
     access_log_format: Format,
+    /// Let the admin server change objects, and with them the files of the directory (`fieldgate apply`). Loopback only.
+    #[arg(long)]
+    api_write: bool,
+    /// The same, for whoever can reach the admin server: it asks for no password.
+    #[arg(long)]
+    api_write_from_anywhere: bool,
     /// How long requests in flight may take to finish when the process ends.
     #[arg(long, value_name = "TIME", default_value = "45s", value_parser = duration)]
     drain_time: Duration,
@@ -78,6 +85,11 @@ impl Run {
             upgrade: self.upgrade,
             upgrade_socket: self.upgrade_socket,
             access_log,
+            api_write: match (self.api_write, self.api_write_from_anywhere) {
+                (_, true) => ApiWrite::Anyone,
+                (true, false) => ApiWrite::Loopback,
+                (false, false) => ApiWrite::Off,
+            },
         }
     }
 }
@@ -134,6 +146,10 @@ mod tests {
         assert_eq!(options.config, [PathBuf::from("a"), PathBuf::from("b")]);
         assert_eq!(options.admin, Some("127.0.0.1:15000".parse().unwrap()));
         assert_eq!((options.workers, options.access_log), (None, None));
+        assert_eq!(options.api_write, ApiWrite::Off);
+        assert_eq!(parse(&["--config=a", "--api-write"]).unwrap().api_write, ApiWrite::Loopback);
+        let anyone = parse(&["--config=a", "--api-write", "--api-write-from-anywhere"]).unwrap();
+        assert_eq!(anyone.api_write, ApiWrite::Anyone);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The control task as a whole: texts in, snapshots and commands out, with real sockets and no workers.
 
+mod change;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -29,6 +31,11 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
+        Self::start_in(None)
+    }
+
+    /// New objects go into this directory.
+    fn start_in(directory: Option<std::path::PathBuf>) -> Self {
         let published = Published {
             snapshot: Arc::new(Snapshot::empty()),
             authorizers: FxHashMap::default(),
@@ -68,6 +75,7 @@ impl Rig {
             tell,
             inherited: Inheritance::default(),
             resolver,
+            directory,
         });
         let rig = Self {
             control,

@@ -22,6 +22,17 @@ pub struct View {
     pub refused_certificates: Vec<Arc<str>>,
     /// One per address.
     pub listeners: Vec<ListenerView>,
+    /// Changes of objects that the admin server was asked for.
+    pub changes: ChangeCounts,
+}
+
+/// What became of changes by the admin server since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ChangeCounts {
+    /// Made.
+    pub accepted: u64,
+    /// Refused.
+    pub refused: u64,
 }
 
 /// An address to listen on.
@@ -52,6 +63,7 @@ impl Default for View {
             rejections: Vec::new(),
             refused_certificates: Vec::new(),
             listeners: Vec::new(),
+            changes: ChangeCounts::default(),
         }
     }
 }

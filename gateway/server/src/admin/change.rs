@@ -1,0 +1,247 @@
+//! `PUT` and `DELETE` below `/api/v1/objects`: who may change objects, and how it is asked and answered.
+//!
+//! The admin server knows no passwords, so a change is taken only where the operator has allowed it, and never from a web
+//! page: a browser sends `Origin`, must ask before it sends these types of content (and is never granted it), and cannot
+//! hide that it reached us by a name that an attacker's DNS gave it. What a change does is `control::change`'s.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{CONTENT_TYPE, ETAG, HOST, HeaderValue, IF_MATCH, ORIGIN};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Body;
+use serde_json::json;
+
+use fieldgate_config::kinds::Kind;
+use fieldgate_core::ir::ObjectKey;
+
+use super::{Answer, not_allowed, with_type};
+use crate::control::{AdminState, ApiWrite, Changed, Refused, What, Why};
+
+/// Where objects are.
+pub(super) const OBJECTS: &str = "/api/v1/objects";
+
+/// Bytes of a body. A thousand objects are less.
+const MAX_BODY: usize = 4 << 20;
+
+/// A request that is not even tried: status and why.
+type Bad = (StatusCode, String);
+
+/// Whether a request is one for this module.
+pub(super) fn is_change<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    let below = path.strip_prefix(OBJECTS).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    below && !(path == OBJECTS && matches!(*request.method(), Method::GET | Method::HEAD))
+}
+
+/// Makes the change that is asked for.
+pub(super) async fn answer<B>(state: &AdminState, peer: SocketAddr, request: Request<B>) -> Answer
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let allowed = if request.uri().path() == OBJECTS { "GET, HEAD, PUT" } else { "DELETE" };
+    let fits = match *request.method() {
+        Method::PUT => request.uri().path() == OBJECTS,
+        Method::DELETE => request.uri().path() != OBJECTS,
+        _ => false,
+    };
+    if !fits {
+        return not_allowed(allowed);
+    }
+    let asked = match asked(state, request).await {
+        Ok(asked) => asked,
+        Err((status, message)) => {
+            tracing::warn!(%peer, %status, "a change by the admin API is refused: {message}");
+            return told(status, &json!({"error": message}));
+        }
+    };
+    let (if_generation, what) = asked;
+    match state.control.change(peer.to_string(), if_generation, what).await {
+        Some(Ok(changed)) => made(&changed),
+        Some(Err(refused)) => not_made(&refused),
+        None => told(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "the gateway ends"})),
+    }
+}
+
+async fn asked<B>(state: &AdminState, request: Request<B>) -> Result<(Option<u64>, What), Bad>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    may_change(state.api_write, request.headers())?;
+    let if_generation = if_match(request.headers())?;
+    if *request.method() == Method::DELETE {
+        return Ok((if_generation, What::Delete(key(request.uri().path())?)));
+    }
+    let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    if !matches!(&*kind, "application/yaml" | "application/json") {
+        let message = "send the objects with Content-Type: application/yaml or application/json";
+        return Err((StatusCode::UNSUPPORTED_MEDIA_TYPE, message.to_owned()));
+    }
+    let too_large = || {
+        let message = format!("the body is larger than {} MiB (hint: send it in parts)", MAX_BODY >> 20);
+        (StatusCode::PAYLOAD_TOO_LARGE, message)
+    };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|error| {
+        if error.is::<LengthLimitError>() {
+            too_large()
+        } else {
+            (StatusCode::BAD_REQUEST, format!("the body did not arrive whole: {error}"))
+        }
+    })?;
+    let text = String::from_utf8(body.to_bytes().into())
+        .map_err(|error| (StatusCode::BAD_REQUEST, format!("the body is not UTF-8: {error}")))?;
+    Ok((if_generation, What::Put(text)))
+}
+
+fn may_change(api_write: ApiWrite, headers: &HeaderMap) -> Result<(), Bad> {
+    let forbidden = |message: &str| Err((StatusCode::FORBIDDEN, message.to_owned()));
+    if api_write == ApiWrite::Off {
+        return forbidden("objects cannot be changed here (hint: start the gateway with --api-write)");
+    }
+    if headers.contains_key(ORIGIN) {
+        return forbidden("changes from web pages are refused");
+    }
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    if !is_own_host(host, api_write == ApiWrite::Anyone) {
+        return forbidden(
+            "Host must be an address of the admin server or localhost, not a name that DNS gave",
+        );
+    }
+    Ok(())
+}
+
+/// An address cannot be rebound to another host, and neither can `localhost`.
+fn is_own_host(host: &str, anywhere: bool) -> bool {
+    let name = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    };
+    let address = name.parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| anywhere || ip.is_loopback())
+}
+
+/// `If-Match: "12"`: only if generation 12 is in force.
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Bad> {
+    let Some(value) = headers.get(IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let number = text.trim_matches('"').parse();
+    number.map(Some).map_err(|_| {
+        (
+            StatusCode::BAD_REQUEST,
+            "If-Match is a generation, as /api/v1/status tells it: If-Match: \"12\"".to_owned(),
+        )
+    })
+}
+
+/// `/api/v1/objects/HTTPRoute/default/shop`; the namespace of a kind without any is `-`.
+fn key(path: &str) -> Result<ObjectKey, Bad> {
+    let parts: Vec<&str> = path[OBJECTS.len()..].trim_start_matches('/').split('/').collect();
+    let [kind, namespace, name] = parts[..] else {
+        let message = "name an object: DELETE /api/v1/objects/{kind}/{namespace}/{name}";
+        return Err((StatusCode::NOT_FOUND, message.to_owned()));
+    };
+    let Some(kind) = Kind::from_name(kind) else {
+        let kinds: Vec<_> = Kind::ALL.iter().map(|kind| kind.as_str()).collect();
+        let message = format!("there is no kind {kind:?} (hint: {})", kinds.join(", "));
+        return Err((StatusCode::NOT_FOUND, message));
+    };
+    let namespace = if kind.is_namespaced() { namespace } else { "" };
+    Ok(ObjectKey { kind: kind.as_str(), namespace: namespace.into(), name: name.into() })
+}
+
+fn made(changed: &Changed) -> Answer {
+    let objects = changed.objects.iter().map(|(key, verb, file)| {
+        json!({"kind": key.kind, "namespace": &*key.namespace, "name": &*key.name, "result": verb, "file": &**file})
+    });
+    let body = json!({
+        "generation": changed.generation,
+        "published": changed.published,
+        "objects": objects.collect::<Vec<_>>(),
+        "statuses": changed.statuses,
+        "diagnostics": with_text(&changed.diagnostics),
+    });
+    // Until a name is looked up for the first time, the generation before is in force.
+    let status = if changed.published { StatusCode::OK } else { StatusCode::ACCEPTED };
+    let mut answer = told(status, &body);
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{}\"", changed.generation)) {
+        answer.headers_mut().insert(ETAG, tag);
+    }
+    answer
+}
+
+fn not_made(refused: &Refused) -> Answer {
+    let status = match refused.why {
+        Why::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+        Why::NotFound => StatusCode::NOT_FOUND,
+        Why::Conflict => StatusCode::CONFLICT,
+        Why::Stale => StatusCode::PRECONDITION_FAILED,
+        Why::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    told(status, &json!({"error": refused.message, "diagnostics": with_text(&refused.diagnostics)}))
+}
+
+/// Each with the text that `fieldgate check` prints.
+fn with_text(diagnostics: &[fieldgate_config::Diagnostic]) -> Vec<serde_json::Value> {
+    let row = |diagnostic: &fieldgate_config::Diagnostic| {
+        let mut value = json!(diagnostic);
+        value["text"] = json!(diagnostic.to_string());
+        value
+    };
+    diagnostics.iter().map(row).collect()
+}
+
+fn told(status: StatusCode, value: &serde_json::Value) -> Answer {
+    with_type(status, "application/json", format!("{value:#}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_that_dns_cannot_give() {
+        for (host, loopback, anywhere) in [
+            ("127.0.0.1:15000", true, true),
+            ("127.0.0.1", true, true),
+            ("[::1]:15000", true, true),
+            ("[::1]", true, true),
+            ("localhost:15000", true, true),
+            ("LOCALHOST", true, true),
+            ("10.0.0.7:15000", false, true),
+            ("evil.example:15000", false, false),
+            ("127.0.0.1.evil.example", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!((is_own_host(host, false), is_own_host(host, true)), (loopback, anywhere), "{host}");
+        }
+    }
+
+    #[test]
+    fn objects_by_path() {
+        let text = |path| key(path).map(|key| key.to_string()).map_err(|(status, _)| status);
+        assert_eq!(text("/api/v1/objects/Pool/prod/vms"), Ok("Pool prod/vms".to_owned()));
+        assert_eq!(text("/api/v1/objects/Namespace/-/prod"), Ok("Namespace /prod".to_owned()));
+        for wrong in ["/api/v1/objects/Pool/vms", "/api/v1/objects/Nope/a/b", "/api/v1/objects/Pool/a/b/c"] {
+            assert_eq!(text(wrong), Err(StatusCode::NOT_FOUND), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_generation_may_be_demanded() {
+        let of = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(IF_MATCH, HeaderValue::from_static(text))]);
+            if_match(&headers).map_err(|(status, _)| status)
+        };
+        assert_eq!((of("\"12\""), of("12"), of("*")), (Ok(Some(12)), Ok(Some(12)), Ok(None)));
+        assert_eq!(of("\"x\""), Err(StatusCode::BAD_REQUEST));
+    }
+}
