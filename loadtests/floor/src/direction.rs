@@ -86,7 +86,8 @@ impl Direction {
 
     fn copy(&mut self, from: &TcpStream, to: &TcpStream, shared: &mut Shared) -> Result<()> {
         self.require_readable()?;
-        let (count, _) = recv(from, &mut shared.buffer[..], RecvFlags::empty()).inspect_err(|_| self.readable = false)?;
+        let (count, _) =
+            recv(from, &mut shared.buffer[..], RecvFlags::empty()).inspect_err(|_| self.readable = false)?;
         let data = &shared.buffer[..count];
         if data.is_empty() {
             return self.end(to);

@@ -73,7 +73,12 @@ fn accept(listener: &TcpListener) -> io::Result<Option<TcpStream>> {
     }
 }
 
-fn open(poll: &impl std::os::fd::AsFd, slot: usize, client: TcpStream, upstream: SocketAddr) -> io::Result<Pair> {
+fn open(
+    poll: &impl std::os::fd::AsFd,
+    slot: usize,
+    client: TcpStream,
+    upstream: SocketAddr,
+) -> io::Result<Pair> {
     let sockets = [client, sockets::connect(upstream)?];
     for (side, socket) in sockets.iter().enumerate() {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;

@@ -50,8 +50,11 @@ fn round_trip(relay: SocketAddr, len: usize) {
 
 fn check(more: &[&str]) {
     let relay = start(echo_server(), more);
-    let clients = [1, 100, 16 * 1024, 3_000_000, 20_000_000].map(|len| thread::spawn(move || round_trip(relay, len)));
-    clients.into_iter().for_each(|client| client.join().unwrap());
+    let clients =
+        [1, 100, 16 * 1024, 3_000_000, 20_000_000].map(|len| thread::spawn(move || round_trip(relay, len)));
+    for client in clients {
+        client.join().unwrap();
+    }
     // Slots that were used before are as good as new ones.
     for _ in 0..20 {
         round_trip(relay, 1000);
@@ -97,12 +100,13 @@ fn a_client_that_does_not_read_holds_up_nobody_else() {
         // Until nothing more fits anywhere on the way there and back.
         let (piece, mut writer, mut refused) = (vec![7; 64 * 1024], &stuck, 0);
         while refused < 3 {
-            match writer.write(&piece) {
-                Ok(_) => refused = 0,
-                Err(_) => {
-                    refused += 1;
-                    round_trip(relay, 1000);
-                }
+            // How much of the piece was taken does not matter.
+            let taken = writer.write(&piece).unwrap_or(0);
+            if taken > 0 {
+                refused = 0;
+            } else {
+                refused += 1;
+                round_trip(relay, 1000);
             }
         }
         round_trip(relay, 1_000_000);

@@ -147,7 +147,8 @@ impl Relay<'_> {
         self.queue.sync();
         match self.submitter.submit_and_wait(1) {
             // The completion queue is full, or a signal came: completions are taken first.
-            Err(error) if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ResourceBusy | io::ErrorKind::Interrupted) => {}
             other => drop(other?),
         }
         self.queue.sync();

@@ -25,7 +25,9 @@ impl Buffers {
     /// `count` buffers of `size` bytes, all of them the kernel's. `count` must be a power of two.
     pub fn new(submitter: &Submitter<'_>, count: u16, size: usize) -> io::Result<Self> {
         if !count.is_power_of_two() || count > 1 << 15 || size == 0 {
-            return Err(io::Error::other("the number of buffers is no power of two up to 32768, or their size is 0"));
+            return Err(io::Error::other(
+                "the number of buffers is no power of two up to 32768, or their size is 0",
+            ));
         }
         let entries = map(usize::from(count) * size_of::<BufRingEntry>())?.cast();
         let storage = map(usize::from(count) * size)?;
