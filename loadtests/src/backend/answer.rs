@@ -20,6 +20,13 @@ const TRUNCATED: u64 = 500;
 /// The trailer that `/trailers` ends with.
 pub(super) const TRAILER: (&str, &str) = ("x-trailer", "the end");
 
+/// A message of `/grpc/N`: a prefix that says that it is not compressed and how long it is, and that much.
+pub(super) static GRPC_MESSAGE: [u8; 133] = {
+    let mut message = [b'.'; 133];
+    [message[0], message[1], message[2], message[3], message[4]] = [0, 0, 0, 0, 128];
+    message
+};
+
 /// An answer, before a protocol writes it.
 pub(super) enum Answer {
     /// A complete answer.
@@ -42,6 +49,8 @@ pub(super) enum Answer {
     EarlyHints(u64),
     /// A body with a trailer.
     Trailers,
+    /// So many messages of gRPC, and the trailer that says that all went well.
+    Grpc(u64),
     /// Length and checksum of the request's body.
     Upload,
     /// As `Upload`, but nothing is read before somebody asks for `/resume`.
@@ -192,6 +201,8 @@ pub(super) fn answer(path: &str, state: &State) -> Answer {
     }
     if let Some(bytes) = number(path, "/bytes/") {
         Answer::Bytes(bytes)
+    } else if let Some(messages) = number(path, "/grpc/") {
+        Answer::Grpc(messages)
     } else if let Some(millis) = number(path, "/delay/") {
         Answer::Delay(Duration::from_millis(millis))
     } else if let Some(code) = number(path, "/status/") {

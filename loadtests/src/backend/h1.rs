@@ -220,6 +220,10 @@ impl Connection<'_> {
                     write!(self.output, "0\r\n{name}: {value}\r\n\r\n")?;
                 }
             }
+            Answer::Grpc(_) => {
+                let text = "gRPC is HTTP/2 only\n";
+                self.whole(&request, &Whole::text(StatusCode::HTTP_VERSION_NOT_SUPPORTED, text));
+            }
             Answer::WebSocket => return self.websocket(&request).await,
             Answer::Early | Answer::Reset | Answer::Duplex => unreachable!("returned above"),
         }

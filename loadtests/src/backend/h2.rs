@@ -11,13 +11,14 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
 use super::answer::{
-    Answer, BLOCK, Cut, EchoReport, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole, answer,
+    Answer, BLOCK, Cut, EchoReport, GRPC_MESSAGE, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole,
+    answer,
 };
 use super::rewound::Rewound;
 use super::{NEVER, State, count, websocket};
@@ -172,11 +173,24 @@ impl Exchange<'_> {
                 trailers.insert(TRAILER.0, TRAILER.1.parse().expect("a valid value"));
                 stream.send_trailers(trailers)
             }
+            Answer::Grpc(messages) => self.grpc(messages).await,
             Answer::WebSocket => {
                 self.whole(&Whole::text(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket\n"))
             }
             Answer::Early | Answer::Reset | Answer::Duplex => unreachable!("returned above"),
         }
+    }
+
+    /// Messages in a frame each, as fast as the client takes them.
+    async fn grpc(&mut self, messages: u64) -> Result<(), h2::Error> {
+        let response = self.response(StatusCode::OK, "application/grpc", None);
+        let mut stream = self.respond.send_response(response, false)?;
+        for _ in 0..messages {
+            self.send_all(&mut stream, Bytes::from_static(&GRPC_MESSAGE)).await?;
+        }
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", HeaderValue::from_static("0"));
+        stream.send_trailers(trailers)
     }
 
     /// Half of a body of this many bytes, and then the end of the stream or connection.

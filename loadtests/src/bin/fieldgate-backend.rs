@@ -8,7 +8,7 @@ use fieldgate_loadtests::backend::{Options, serve};
 /// A backend to hold a proxy against: HTTP/1.1 and HTTP/2 (prior knowledge) on one port.
 ///
 /// Paths: / · /bytes/N · /upload · /stall, /resume · /duplex · /echo · /status/CODE?length=N · /delay/MS · /slow-body ·
-/// /truncate/HOW/N · /reset · /swallow · /early · /103/N · /trailers · /ws · /healthz, /healthz/fail, /healthz/ok ·
+/// /truncate/HOW/N · /reset · /swallow · /early · /103/N · /trailers · /grpc/N · /ws · /healthz, /healthz/fail, /healthz/ok ·
 /// /stats; any other path answers as / does.
 #[derive(Parser)]
 #[command(version)]
