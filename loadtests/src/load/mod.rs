@@ -8,6 +8,7 @@ pub(crate) mod client;
 mod h1;
 mod h2;
 mod histogram;
+pub mod paced;
 pub(crate) mod reader;
 mod tally;
 mod worker;
