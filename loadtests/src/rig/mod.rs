@@ -3,6 +3,7 @@
 
 pub mod certificates;
 pub mod config;
+pub mod cpu;
 pub mod http;
 pub mod ports;
 pub mod process;

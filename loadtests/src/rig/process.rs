@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use super::cpu::TICKS_PER_SECOND;
 use super::{ConfigDir, http, ports, wait};
 
-/// Ticks per second in `/proc/PID/stat`: USER_HZ, a constant of Linux's ABI.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// A start may load a large configuration on a busy machine.
 const START: Duration = Duration::from_mins(2);
 const CHANGE: Duration = Duration::from_secs(10);
@@ -55,6 +54,18 @@ impl Process {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Lets it run on these CPUs only (`0,1`), with all its threads.
+    pub fn confine(&self, cpus: &str) -> Result<(), String> {
+        let output = Command::new("taskset")
+            .args(["-acp", cpus, &self.pid().to_string()])
+            .output()
+            .map_err(|error| format!("taskset: {error}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!("{}: taskset -acp {cpus}: {}", self.name, String::from_utf8_lossy(&output.stderr).trim()))
     }
 
     /// Sends a signal by its name without SIG.
