@@ -25,11 +25,14 @@ lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
-## CPU per request against HAProxy in the same run.
+## CPU and latency against every peer that can be had here, in the same run: docs/benchmarks.md. BENCH_ARGS chooses:
+## BENCH_ARGS="--cases h1-64,rate-60 --peers haproxy,envoy --rounds 3 --seconds 2 --markdown bench.md --plots plots".
 bench:
-	@deploy/setup.sh scenarios
+	@deploy/setup.sh bench
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
-	./target/release/fieldgate-scenarios bench-h1
+	@$(CARGO) build --release --manifest-path loadtests/peers/pingora-lb/Cargo.toml || \
+		echo "bench: pingora-lb could not be built and is left out" >&2
+	./target/release/fieldgate-scenarios bench $(BENCH_ARGS)
 
 ## All promises, at full size.
 scenarios:

