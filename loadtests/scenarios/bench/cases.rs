@@ -37,7 +37,7 @@ const MIB: usize = 1024 * 1024;
 pub fn all() -> Vec<Case> {
     let small = |tls, connections| Load::Http1 { tls, connections, path: "/", upload: 0, close: false };
     let http2 = |connections, streams, path| Load::Http2 { connections, streams, path, grpc: false };
-    let grpc = |path| Load::Http2 { connections: 16, streams: 16, path, grpc: true };
+    let grpc = |each, path| Load::Http2 { connections: each, streams: each, path, grpc: true };
     let body = |tls, path, upload| Load::Http1 { tls, connections: 16, path, upload, close: false };
     let download = "/bytes/1048576";
     let closing = Load::Http1 { tls: false, connections: 64, path: "/", upload: 0, close: true };
@@ -65,12 +65,12 @@ pub fn all() -> Vec<Case> {
         (
             "grpc",
             "gRPC over TLS, one message of 128 bytes each way, 16 connections of 16 streams",
-            upstream(grpc("/grpc/1"), grpc_up),
+            upstream(grpc(16, "/grpc/1"), grpc_up),
         ),
         (
             "grpc-stream",
-            "gRPC over TLS, 1,000 messages of 128 bytes from the server per request, 16 connections of 16 streams",
-            upstream(grpc("/grpc/1000"), grpc_up),
+            "gRPC over TLS, 1,000 messages of 128 bytes from the server per request, 4 connections of 4 streams",
+            upstream(grpc(4, "/grpc/1000"), grpc_up),
         ),
         ("down", "HTTP/1.1, 1 MiB down, 16 connections", load(body(false, download, 0))),
         ("down-tls", "HTTP/1.1 over TLS, 1 MiB down, 16 connections", load(body(true, download, 0))),

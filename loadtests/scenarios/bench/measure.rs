@@ -56,6 +56,8 @@ pub fn observe(
     };
     let before = seconds()?;
     let Counted { requests, per_second, latency, late, cpu, elapsed } = load()?;
+    // What the generator was at work for: its start and its end are left out.
+    let window = requests / per_second;
     let after = seconds()?;
     let [proxy, backend, proxy_core, load_core] = std::array::from_fn(|i| after[i] - before[i]);
     let loading = cpu + backend;
@@ -65,8 +67,8 @@ pub fn observe(
         per_second,
         latency,
         late,
-        proxy_busy: proxy / elapsed,
-        load_busy: loading / elapsed,
+        proxy_busy: proxy / window,
+        load_busy: loading / window,
         disturbed: others / elapsed,
     })
 }

@@ -19,6 +19,8 @@ const FOOT: f64 = 44.0;
 const TICKS: f64 = 4.0;
 
 const OURS: &str = "#0b6bcb";
+/// Ours, where it is no better than the best peer.
+const BEHIND: &str = "#d9822b";
 const THEIRS: &str = "#9fb0c0";
 /// p50, p99, p99.9, for ours and for others.
 const SHADES: [(&str, &str); 3] = [("#8cc4f5", "#d7dee5"), ("#3d92e0", "#b3c0cc"), (OURS, "#7c8e9f")];
@@ -116,7 +118,8 @@ fn ratios(report: &Report) -> Chart {
         let value = row.value("ratio_to_best_peer")?;
         let peer = case.best_peer.as_deref().unwrap_or_default();
         let label = format!("{value:.2}  {peer}");
-        Some(Bar { name: case.name.clone(), value, label, colour: OURS, ours: false, joined: false })
+        let colour = if value <= 1.0 { OURS } else { BEHIND };
+        Some(Bar { name: case.name.clone(), value, label, colour, ours: false, joined: false })
     });
     Chart {
         title: "Fieldgate against the best peer".to_owned(),
@@ -172,17 +175,19 @@ impl Chart {
             );
             text(&mut svg, at, bottom + 16.0, "middle", 11, "#5a6875", false, &axis_number(value, tick));
         }
+        // Above the bars and the line, wherever that is.
+        let mut words = String::new();
         for (bar, y) in self.bars.iter().zip(bars) {
             let length = (x(bar.value) - left).max(1.0);
             let middle = y + BAR / 2.0 + 4.0;
             let ink = if bar.ours { OURS } else { "#1c2733" };
-            text(&mut svg, left - 8.0, middle, "end", 12, ink, bar.ours, &bar.name);
+            text(&mut words, left - 8.0, middle, "end", 12, ink, bar.ours, &bar.name);
             let _ = writeln!(
                 svg,
                 "<rect x=\"{left:.1}\" y=\"{y:.1}\" width=\"{length:.1}\" height=\"{BAR}\" rx=\"2\" fill=\"{}\"/>",
                 bar.colour
             );
-            text(&mut svg, left + length + 6.0, middle, "start", 12, ink, bar.ours, &bar.label);
+            text(&mut words, left + length + 6.0, middle, "start", 12, ink, bar.ours, &bar.label);
         }
         if let Some(line) = self.line {
             let at = x(line);
@@ -192,8 +197,8 @@ impl Chart {
                  stroke-width=\"1.5\" stroke-dasharray=\"5 4\"/>"
             );
         }
-        text(&mut svg, left, bottom + 34.0, "start", 11, "#5a6875", false, self.unit);
-        svg + "</svg>\n"
+        text(&mut words, left, bottom + 34.0, "start", 11, "#5a6875", false, self.unit);
+        svg + &words + "</svg>\n"
     }
 
     /// Where each bar begins, and what all of them take.
@@ -215,7 +220,7 @@ fn text(svg: &mut String, x: f64, y: f64, anchor: &str, size: u32, ink: &str, bo
     let _ = writeln!(
         svg,
         "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" font-size=\"{size}\" fill=\"{ink}\"{weight} \
-         xml:space=\"preserve\">{}</text>",
+         stroke=\"#ffffff\" stroke-width=\"3\" paint-order=\"stroke\" xml:space=\"preserve\">{}</text>",
         escaped(words)
     );
 }

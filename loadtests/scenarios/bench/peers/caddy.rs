@@ -30,11 +30,16 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
         String::new()
     };
     let all = format!("{log}{denied}{routes}    reverse_proxy {transport}\n");
+    let storage = site.file("storage");
     let text = format!(
         "{{
     admin off
     auto_https off
     persist_config off
+    storage file_system {storage}
+    servers {{
+        protocols h1 h2
+    }}
 }}
 http://{plain} {{
 {all}}}
