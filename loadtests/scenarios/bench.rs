@@ -75,12 +75,23 @@ fn compare(context: &Context, cases: &[Case]) -> Outcome {
     report.versions.insert("fieldgate".to_owned(), bench.gateway_version());
     report.versions.extend(bench.peers.iter().map(|peer| (peer.name.to_owned(), peer.version.clone())));
     report.skipped.clone_from(&bench.skipped);
+    let mut failed = Vec::new();
     for case in cases {
-        let table = bench.run(case).map_err(|error| format!("{}: {error}", case.name))?;
-        eprintln!("     {}: measured", case.name);
-        report.cases.push(table);
+        match bench.run(case) {
+            Ok(table) => {
+                eprintln!("     {}: measured", case.name);
+                report.cases.push(table);
+            }
+            Err(error) => failed.push(format!("{}: {error}", case.name)),
+        }
     }
-    finish(context, &report)
+    let figures = finish(context, &report)?;
+    if failed.is_empty() {
+        return Ok(figures);
+    }
+    // What the other cases took an hour to measure is not lost with one.
+    figures.lines.iter().for_each(|line| println!("     {line}"));
+    Err(failed.join("\n"))
 }
 
 /// Prints a report, and writes it where that was asked for.

@@ -11,7 +11,7 @@ use clap::Parser;
 use fieldgate_loadtests::load::paced::{Paced, PacedReport, Percentiles};
 use fieldgate_loadtests::rig::cpu;
 
-use super::LOAD_CPU;
+use super::{LOAD_CPU, WARM_UP_SECONDS};
 use crate::context::ensure;
 
 /// Users of [`Load::Users`].
@@ -104,20 +104,42 @@ impl Load {
         }
     }
 
+    /// Seconds until every connection is there and has been used.
+    pub fn warm_up_seconds(self) -> u32 {
+        match self {
+            Self::Http1 { connections, .. } => WARM_UP_SECONDS + (connections / 2000) as u32,
+            _ => WARM_UP_SECONDS,
+        }
+    }
+
     /// Fails unless one request of this kind gets a full answer, in what a generator does not look at.
     pub fn check(self, to: Addresses, scratch: &Path) -> Result<(), String> {
-        let Self::Http2 { path, grpc: true, .. } = self else { return Ok(()) };
-        let (url, frame) = (format!("https://{}{path}", to.tls), grpc_frame(scratch)?);
-        let headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"];
+        let (flags, path, wanted) = match self {
+            Self::Http2 { path, grpc: true, .. } => {
+                let data = format!("@{}", grpc_frame(scratch)?);
+                let headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"];
+                let flags = [&["--http2", "--data-binary", &data][..], &headers].concat();
+                (flags.into_iter().map(str::to_owned).collect(), path, "grpc-status: 0")
+            }
+            // As openssl asks: HTTP/1.0, no Host, no ALPN.
+            Self::Handshakes { .. } => {
+                let flags = ["--http1.0", "--no-alpn", "-H", "Host:"].map(str::to_owned);
+                (Vec::from(flags), "/", " 200 ok")
+            }
+            _ => return Ok(()),
+        };
+        let url = format!("https://{}{path}", to.tls);
         let output = Command::new("curl")
-            .args(["-sSk", "--http2", "-m", "20", "-D", "-", "-o", "/dev/null", "--data-binary"])
-            .arg(format!("@{frame}"))
-            .args(headers)
+            .args(["-sSk", "-m", "20", "-D", "-", "-o", "/dev/null"])
+            .args(flags)
             .arg(&url)
             .output()
             .map_err(|error| format!("curl: {error}"))?;
         let said = String::from_utf8_lossy(&output.stdout).to_ascii_lowercase();
-        ensure(said.contains("grpc-status: 0"), || format!("{url}: no grpc-status 0 at the end of:\n{said}"))
+        ensure(output.status.success() && said.contains(wanted), || {
+            let error = String::from_utf8_lossy(&output.stderr);
+            format!("{url}: no {wanted:?} in the answer:\n{said}{error}")
+        })
     }
 }
 
@@ -147,6 +169,8 @@ impl Wrk<'_> {
             format!("-t{}", if self.spread.is_some() { 2 } else { 1 }),
             format!("-c{}", self.connections),
             format!("-d{}s", self.seconds),
+            // Slow is not failed: its own two seconds are short for thousands of connections.
+            "--timeout=20s".to_owned(),
             "-s".to_owned(),
             self.script(scratch)?,
         ];

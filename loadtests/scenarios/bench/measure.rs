@@ -10,7 +10,7 @@ use super::load::{Counted, Load};
 use super::peers::Subject;
 use super::report::{Row, Table};
 use super::setup::Setup;
-use super::{Bench, LOAD_CPU, PROXY_CPU, WARM_UP_SECONDS};
+use super::{Bench, LOAD_CPU, PROXY_CPU};
 
 /// Who used this much of a core had it for themselves: they were the limit.
 const SATURATED: f64 = 0.95;
@@ -178,8 +178,9 @@ pub fn run(
     let subjects: Vec<Subject> = order.iter().filter_map(|i| slots[*i].take()).collect();
     let scratch = bench.stage.path();
     for subject in &subjects {
-        let warm =
-            load.check(subject.to, scratch).and_then(|()| load.run(subject.to, WARM_UP_SECONDS, scratch));
+        let warm = load
+            .check(subject.to, scratch)
+            .and_then(|()| load.run(subject.to, load.warm_up_seconds(), scratch));
         warm.map_err(|error| format!("{}: {error}\n{}", subject.name, subject.process.log_tail()))?;
     }
     let backend = &bench.backend.process;

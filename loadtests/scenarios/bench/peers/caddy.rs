@@ -10,7 +10,6 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
     if split != Split::None {
         return Ok(None);
     }
-    let Addresses { plain, tls } = to;
     let Certificate { chain, key, .. } = site.certificate;
     let versions = if upstream == Upstream::Http1 { "" } else { " versions h2c 2\n" };
     let transport = format!(
@@ -29,7 +28,9 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
     } else {
         String::new()
     };
-    let all = format!("{log}{denied}{routes}    reverse_proxy {transport}\n");
+    // By port alone, because a host in the address would refuse requests without one.
+    let (plain_port, tls_port) = (to.plain.port(), to.tls.port());
+    let all = format!("    bind 127.0.0.1\n{log}{denied}{routes}    reverse_proxy {transport}\n");
     let storage = site.file("storage");
     let text = format!(
         "{{
@@ -41,9 +42,9 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
         protocols h1 h2
     }}
 }}
-http://{plain} {{
+http://:{plain_port} {{
 {all}}}
-https://{tls} {{
+https://:{tls_port} {{
     tls {chain} {key}
 {all}}}
 "

@@ -29,6 +29,9 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
+        // openssl's generator asks in HTTP/1.0 without a Host, and waits for the end of the connection.
+        "http_protocol_options": {"accept_http_10": true, "default_host_for_http_10": "edge.example.com"},
+        "delayed_close_timeout": "0s",
         "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
         "http_filters": filters,
     });
