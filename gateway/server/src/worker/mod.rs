@@ -9,6 +9,8 @@ mod exchange;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+#[doc(hidden)]
+pub mod guarded;
 mod h1;
 mod h2;
 mod local;
