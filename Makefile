@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test setup build lint bench scenarios fuzz doc clean
+.PHONY: demo test setup build lint bench scenarios guard guard-accept guard-build fuzz doc clean
 
 ## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way. With DEMO_ARGS=--keep all
 ## of it stays up at the end, with lines to try.
@@ -39,6 +39,18 @@ scenarios:
 	@deploy/setup.sh scenarios
 	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
 	./target/release/fieldgate-scenarios all
+
+## Instructions and allocations of hot pieces and whole exchanges, against loadtests/guard/baseline.json (docs/guard.md).
+guard: guard-build
+	$(CARGO) run -q -p fieldgate-guard -- check $(GUARD_ARGS)
+
+## Takes what is counted now for the baseline.
+guard-accept: guard-build
+	$(CARGO) run -q -p fieldgate-guard -- accept $(GUARD_ARGS)
+
+guard-build:
+	@deploy/setup.sh guard
+	$(CARGO) build --profile guard -p fieldgate -p fieldgate-guard-pieces
 
 ## Every parser against its oracle, each for FUZZ_SECONDS (600). Needs nightly and cargo-fuzz, and installs what is missing.
 fuzz: setup

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what building needs and this machine lacks, with `setup.sh scenarios` also what the scenarios use, and with
-# `setup.sh bench` the generators and the peers of the benches. Says what it does; does and says nothing where all is
+# `setup.sh bench` the generators and the peers of the benches, with `setup.sh guard` what the instruction guard uses. Says what it does; does and says nothing where all is
 # there. A peer that cannot be had is left out with a line; anything else that cannot be had is an error.
 set -eu
 
@@ -27,6 +27,9 @@ if [ "${1:-}" = scenarios ] || [ "${1:-}" = bench ]; then
         want nginx nginx
     fi
     if ! python3 -c 'import ensurepip' >/dev/null 2>&1; then missing="$missing python3-venv"; fi
+fi
+if [ "${1:-}" = guard ]; then
+    need valgrind valgrind
 fi
 
 if ! command -v cargo >/dev/null 2>&1; then
