@@ -4,6 +4,7 @@
 //! (`Ir`), positions by line, names compressed.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// Functions whose calls are allocations: those of mimalloc, jemalloc and the C library.
@@ -148,11 +149,11 @@ fn differences(before: &Profile, after: &Profile) -> String {
     let total = before.instructions().max(1) as f64;
     let mut changes: Vec<(&str, i64)> = changes.into_iter().filter(|(_, change)| *change != 0).collect();
     changes.sort_by_key(|(_, change)| std::cmp::Reverse(change.abs()));
-    changes
-        .iter()
-        .take(NAMED)
-        .map(|(name, change)| format!("{change:+12}  {:+6.2} %  {name}\n", *change as f64 / total * 100.0))
-        .collect()
+    let mut text = String::new();
+    for (name, change) in changes.iter().take(NAMED) {
+        let _ = writeln!(text, "{change:+12}  {:+6.2} %  {name}", *change as f64 / total * 100.0);
+    }
+    text
 }
 
 #[cfg(test)]
