@@ -46,6 +46,16 @@ pub fn pingora() -> Result<PathBuf, String> {
     Ok(binary)
 }
 
+/// The relay of bytes that is no proxy, beside this program.
+pub fn floor() -> Result<PathBuf, String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let binary = this.with_file_name("fieldgate-floor");
+    ensure(binary.is_file(), || {
+        "fieldgate-floor is not built: cargo build --release -p fieldgate-floor".to_owned()
+    })?;
+    Ok(binary)
+}
+
 /// The first line of what a program says of itself, on either stream.
 pub fn version(program: &Path, flag: &str) -> String {
     let Ok(output) = Command::new(program).arg(flag).output() else { return "unknown".to_owned() };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::cases::Case;
 use super::load::{Counted, Load};
-use super::peers::Subject;
+use super::peers::{self, Subject};
 use super::report::{Row, Table};
 use super::setup::Setup;
 use super::{Bench, LOAD_CPU, PROXY_CPU};
@@ -121,9 +121,10 @@ impl Measured {
     }
 }
 
-/// The peer that is least by what `of` sees. The first of them is the gateway, which is no peer.
+/// The peer that is least by what `of` sees. The first of them is the gateway, which is no peer, nor are floors.
 pub fn best(all: &[Measured], of: impl Fn(&Sample) -> Option<f64>) -> Option<&Measured> {
-    let seen = all.iter().skip(1).filter_map(|peer| Some((peer.median(&of)?, peer)));
+    let peers = all.iter().skip(1).filter(|peer| !peers::is_floor(&peer.name));
+    let seen = peers.filter_map(|peer| Some((peer.median(&of)?, peer)));
     seen.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, peer)| peer)
 }
 

@@ -5,6 +5,7 @@
 mod caddy;
 mod envoy;
 pub mod fieldgate;
+mod floor;
 mod haproxy;
 mod nginx;
 mod pingora;
@@ -43,6 +44,18 @@ const KINDS: [Kind; 5] = [
     Kind { name: "pingora", find: find::pingora, version: "--version", configure: pingora::configure },
 ];
 
+/// Relays that do not know HTTP: what no proxy can be cheaper than. No peers, so they are there only when named.
+const FLOORS: [Kind; 3] = [
+    Kind { name: "floor", find: find::floor, version: "--version", configure: floor::epoll },
+    Kind { name: "floor-splice", find: find::floor, version: "--version", configure: floor::splice },
+    Kind { name: "floor-uring", find: find::floor, version: "--version", configure: floor::uring },
+];
+
+/// Whether this is a floor, and so no peer to be measured against.
+pub fn is_floor(name: &str) -> bool {
+    FLOORS.iter().any(|floor| floor.name == name)
+}
+
 /// A peer that is here.
 pub struct Peer {
     /// Its name.
@@ -62,7 +75,7 @@ pub fn names() -> Vec<String> {
 pub fn find(names: &[String], named: bool) -> Result<(Vec<Peer>, Vec<String>), String> {
     let (mut peers, mut skipped) = (Vec::new(), Vec::new());
     for name in names {
-        let kind = KINDS.iter().find(|kind| kind.name == name);
+        let kind = KINDS.iter().chain(&FLOORS).find(|kind| kind.name == name);
         let kind = kind.ok_or_else(|| format!("no peer {name}; there are {}", self::names().join(", ")))?;
         match (kind.find)() {
             Ok(program) => {
@@ -79,7 +92,11 @@ pub fn find(names: &[String], named: bool) -> Result<(Vec<Peer>, Vec<String>), S
 impl Peer {
     /// Starts it, if it can do what the site asks for.
     pub fn start(&self, site: &Site<'_>) -> Result<Option<Subject>, String> {
-        let to = addresses();
+        let mut to = addresses();
+        if is_floor(self.name) {
+            // Without TLS: cases that speak it fail.
+            to.tls = to.plain;
+        }
         let Some(arguments) = (self.kind.configure)(site, to)? else { return Ok(None) };
         let mut process =
             Process::start(self.name, &site.directory, Some(PROXY_CPU), &self.program, &arguments)?;
