@@ -27,14 +27,14 @@ pub fn listener_key() -> ListenerKey {
 /// A rule with a pool for each of these weights.
 pub fn rule(id: &str, path: PathMatch, weights: &[u32]) -> ir::Rule {
     let backend = |(n, weight): (usize, &u32)| ir::Backend {
-        target: ir::BackendTarget::Pool(pool_key(&format!("shop-{n}"))),
+        target: ir::BackendTarget::Pool(pool_key(&format!("shop-{n}")).into()),
         weight: *weight,
-        filters: Vec::new(),
+        filters: Vec::new().into(),
     };
     ir::Rule {
         id: id.into(),
-        matches: vec![ir::Match { path, ..ir::Match::default() }],
-        filters: Vec::new(),
+        matches: vec![ir::Match { path, ..ir::Match::default() }].into(),
+        filters: Vec::new().into(),
         backends: weights.iter().enumerate().map(backend).collect(),
         timeouts: ir::Timeouts::default(),
         retry: None,
