@@ -15,12 +15,14 @@ mod exchanges;
 mod failure;
 mod faults;
 mod held;
+mod idle;
 mod memory;
 mod mirror;
 mod raw;
 mod reloads;
 mod resumption;
 mod routes;
+mod scale;
 mod splits;
 mod stale;
 mod sticky;
@@ -114,6 +116,18 @@ const SCENARIOS: &[Scenario] = &[
     scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
     Scenario {
         ci: false,
+        ..scenario("idle", "memory per idle connection against peers: plain, TLS, HTTP/2", idle::run)
+    },
+    Scenario {
+        ci: false,
+        ..scenario("scale", "up to 100,000 routes against peers: lookup, memory, start", scale::run)
+    },
+    Scenario {
+        ci: false,
+        ..scenario("change", "one route changed among many under load, against peers", scale::change)
+    },
+    Scenario {
+        ci: false,
         ..scenario("bench-h1", "CPU per small HTTP/1.1 request against peers", bench::small)
     },
     Scenario { ci: false, ..scenario("bench", "CPU and latency against peers in many cases", bench::all) },
@@ -147,7 +161,7 @@ struct Arguments {
     /// `bench` measures nothing, but makes its tables and charts of what earlier runs wrote with --json.
     #[arg(long, value_name = "FILE", value_delimiter = ',')]
     from: Vec<PathBuf>,
-    /// Routes of routes-100k.
+    /// Routes of routes-100k, scale and change; by default several numbers of them in the latter two.
     #[arg(long)]
     routes: Option<usize>,
     /// Rounds of a bench.
@@ -162,7 +176,7 @@ struct Arguments {
     /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy, pingora. By default all that are here.
     #[arg(long, value_delimiter = ',')]
     peers: Option<Vec<String>>,
-    /// Cases of `bench`; all by default.
+    /// Cases of `bench` or `idle`; all by default.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
 }

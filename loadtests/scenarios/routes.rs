@@ -1,6 +1,5 @@
 //! What 100,000 routes cost: the start, one change, and a lookup against ten routes.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -10,9 +9,8 @@ use serde_json::json;
 
 use crate::bench::{self, Sample, Target};
 use crate::context::{Context, Figures, Outcome, Stage, ensure, ensure_flawless};
+use crate::scale::table::{self, BENCH, OTHER, Table};
 
-const HOSTS: usize = 100;
-const RULES: usize = 16;
 const FEW: usize = 10;
 /// Changes made and waited for.
 const CHANGES: usize = 20;
@@ -59,7 +57,7 @@ struct Scene {
     address: SocketAddr,
     gateway: Gateway,
     start: Duration,
-    routes: usize,
+    table: Table,
     _backends: Vec<fieldgate_loadtests::rig::Backend>,
 }
 
@@ -68,26 +66,25 @@ impl Scene {
         let stage = context.stage()?;
         let address = stage.plain_edge()?;
         let backends = vec![bench::measured_backend(&stage)?, stage.backend("other")?];
-        for (backend, name) in backends.iter().zip(["bench", "other"]) {
+        for (backend, name) in backends.iter().zip([BENCH, OTHER]) {
             stage.config.write(&format!("pool-{name}"), &config::pool(name, &[backend.address], "http1"))?;
         }
-        for (object, first) in (0..routes).step_by(RULES).enumerate() {
-            let rules = first..routes.min(first + RULES);
-            stage.config.write(&format!("route-{object}"), &route(object, rules, "bench"))?;
+        let table = Table { routes };
+        for object in 0..table.objects() {
+            stage.config.write(&format!("route-{object}"), &table.object(object, None))?;
         }
         let started = Instant::now();
         let gateway = stage.gateway(&bench::measured_options(context))?;
-        Ok(Self { start: started.elapsed(), stage, address, gateway, routes, _backends: backends })
+        Ok(Self { start: started.elapsed(), stage, address, gateway, table, _backends: backends })
     }
 
-    /// Moves one object's rules to the other backend and back, under light load; how long each took to be served.
+    /// Moves one rule to the other backend and back, under light load; how long each took to be served.
     fn changes(&self) -> Result<Vec<Duration>, String> {
-        let object = self.routes / RULES / 2;
-        let first = object * RULES;
-        let rules = first..self.routes.min(first + RULES);
+        let rule = self.table.middle();
+        let object = table::object_of(rule);
         let load = Plan {
-            host: host(0),
-            path: path(0),
+            host: table::host(0),
+            path: table::path(0),
             rate: Some(LIGHT),
             connections: 2,
             ..Plan::new(self.address)
@@ -95,12 +92,12 @@ impl Scene {
         .start()?;
         let mut took = Vec::new();
         for change in 0..CHANGES {
-            let target = if change % 2 == 0 { "other" } else { "bench" };
-            let text = route(object, rules.clone(), target);
+            let target = if change % 2 == 0 { OTHER } else { BENCH };
+            let text = self.table.object(object, Some((rule, target)));
             let started = Instant::now();
             self.stage.config.write(&format!("route-{object}"), &text)?;
             wait::until_true(CHANGE, "the changed route to be served", || {
-                http::get_host(self.address, &host(object), &path(first))
+                http::get_host(self.address, &table::host(rule), &table::path(rule))
                     .is_ok_and(|answer| answer.header("x-backend") == Some(target))
             })?;
             took.push(started.elapsed());
@@ -112,8 +109,8 @@ impl Scene {
 
     /// What the last route matches.
     fn last(&self) -> Target {
-        let last = self.routes - 1;
-        Target { address: self.address, host: host(last / RULES), path: path(last) }
+        let last = self.table.routes - 1;
+        Target { address: self.address, host: table::host(last), path: table::path(last) }
     }
 }
 
@@ -131,38 +128,6 @@ fn measure(context: &Context, scene: &Scene) -> Result<Sample, String> {
     let answer = http::get_host(target.address, &target.host, &target.path)?;
     ensure(answer.status == 200, || format!("{}{} gives {}", target.host, target.path, answer.status))?;
     bench::sample(&scene.gateway.process, &target, CONNECTIONS, context.seconds)
-}
-
-/// Objects share hosts, so that each host has many routes.
-fn host(object: usize) -> String {
-    format!("host-{}.example.test", object % HOSTS)
-}
-
-fn path(rule: usize) -> String {
-    format!("/area-{}/service-{}/item-{rule}", rule % 7, rule % 1009)
-}
-
-fn route(object: usize, rules: std::ops::Range<usize>, backend: &str) -> String {
-    let mut text = format!(
-        "apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: {{name: route-{object}}}
-spec:
-  parentRefs: [{{name: edge}}]
-  hostnames: [{}]
-  rules:
-",
-        host(object)
-    );
-    for rule in rules {
-        let _ = write!(
-            text,
-            "  - matches: [{{path: {{type: PathPrefix, value: {}}}}}]\n    backendRefs:\n{}",
-            path(rule),
-            config::backend_refs(&[(backend, 1)])
-        );
-    }
-    text
 }
 
 fn millis(duration: Duration) -> f64 {
