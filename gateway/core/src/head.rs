@@ -524,13 +524,17 @@ pub fn is_grpc(headers: &Headers) -> bool {
 
 /// Splits `host:port`; an IPv6 literal keeps its brackets.
 pub fn split_port(authority: &str) -> (&str, Option<u16>) {
-    // From the end: a port is short, and a name without one ends in what is no digit.
-    let digits = authority.bytes().rev().take_while(u8::is_ascii_digit).count();
-    let (rest, port) = authority.split_at(authority.len() - digits);
-    match rest.strip_suffix(':') {
-        Some(host) if !host.ends_with(':') => (host, port.parse().ok()),
-        _ => (authority, None),
+    let bytes = authority.as_bytes();
+    // One short loop: names are short, and a search made for long texts costs more than all of them.
+    let Some(last) = bytes.iter().rposition(|b| matches!(b, b':' | b']')) else { return (authority, None) };
+    if bytes[last] == b']' {
+        return (authority, None);
     }
+    let colon = match authority[..last].rfind(']') {
+        Some(end) => authority[end..].find(':').map_or(last, |i| i + end),
+        None => last,
+    };
+    (&authority[..colon], authority[colon + 1..].parse().ok())
 }
 
 /// A response's head.
@@ -598,6 +602,10 @@ mod tests {
         assert_eq!(split_port("[::1]:80"), ("[::1]", Some(80)));
         assert_eq!(split_port("[::1]"), ("[::1]", None));
         assert_eq!(split_port("a"), ("a", None));
+        // What is no port is no part of the name either.
+        assert_eq!(split_port("a:b.example"), ("a", None));
+        assert_eq!(split_port("a:"), ("a", None));
+        assert_eq!(split_port("[::1]:x:80"), ("[::1]", None));
     }
 
     #[test]

@@ -237,7 +237,9 @@ impl Snapshot {
             let rules = self.compile_rules(key, &route.rules, &mut known);
             Arc::new(CompiledRoute::new(route.clone(), rules, matches))
         });
-        known.into_values().for_each(|slot| self.rule_slots.give(slot));
+        for slot in known.into_values() {
+            self.rule_slots.give(slot);
+        }
         // New before old: what both use keeps its slot.
         for rule in before.iter().flat_map(|route| &route.rules) {
             self.release_pools(rule);

@@ -362,7 +362,9 @@ mod tests {
     fn what_a_burst_left_is_freed_by_the_second_trim() {
         let pool = BufferPool::new(8, 4);
         let mut taken = [pool.take(), pool.take(), pool.take()];
-        taken.iter_mut().for_each(|buf| buf.extend_from_slice(b"x"));
+        for buf in &mut taken {
+            buf.extend_from_slice(b"x");
+        }
         drop(taken);
         pool.trim();
         let mut one = pool.take();

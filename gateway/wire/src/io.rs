@@ -340,11 +340,14 @@ mod tests {
     #[tokio::test]
     async fn a_waiting_task_is_woken_by_the_close() {
         let (mut stream, client) = pair().await;
-        let watch = tokio::spawn(async move { peer_event(stream.io_mut()).await });
-        tokio::task::yield_now().await;
-        assert!(!watch.is_finished());
-        drop(client);
-        assert_eq!(watch.await.unwrap(), PeerState::Closed);
+        let watched = async {
+            let watch = tokio::task::spawn_local(async move { peer_event(stream.io_mut()).await });
+            tokio::task::yield_now().await;
+            assert!(!watch.is_finished());
+            drop(client);
+            watch.await.unwrap()
+        };
+        assert_eq!(tokio::task::LocalSet::new().run_until(watched).await, PeerState::Closed);
     }
 
     #[tokio::test]

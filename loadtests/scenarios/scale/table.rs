@@ -100,7 +100,7 @@ pub fn path(rule: usize) -> String {
 }
 
 /// Where a rule leads.
-pub fn target<'a>(rule: usize, changed: Option<(usize, &'a str)>) -> &'a str {
+pub fn target(rule: usize, changed: Option<(usize, &str)>) -> &str {
     changed.filter(|(changed, _)| *changed == rule).map_or(BENCH, |(_, backend)| backend)
 }
 

@@ -160,7 +160,7 @@ async fn objects_are_changed_where_it_is_allowed_and_never_by_web_pages() {
         (format!("{put}\r\n{local}\r\n{yaml}\r\nIf-Match: x\r\nContent-Length: 0"), 400),
         (format!("POST /api/v1/objects HTTP/1.0\r\n{local}\r\n{yaml}\r\nContent-Length: 0"), 405),
         (format!("DELETE /api/v1/objects/Pool/default HTTP/1.0\r\n{local}"), 404),
-        (format!("DELETE /api/v1/objects/Pool/default/vms HTTP/1.0\r\nHost: evil.example"), 403),
+        ("DELETE /api/v1/objects/Pool/default/vms HTTP/1.0\r\nHost: evil.example".to_owned(), 403),
     ] {
         let answer = admin.ask(&request).await;
         assert!(answer.starts_with(&format!("HTTP/1.0 {status}")), "{request}: {answer}");
