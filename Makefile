@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test setup build lint bench scenarios guard guard-accept guard-build fuzz doc clean
+.PHONY: demo test setup build dist lint bench scenarios guard guard-accept guard-build fuzz doc clean
 
 ## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way. With DEMO_ARGS=--keep all
 ## of it stays up at the end, with lines to try.
@@ -18,8 +18,14 @@ test: setup
 setup:
 	@deploy/setup.sh
 
+## The binary to install, target/dist/fieldgate, without a training run: one build.
 build: setup
 	$(CARGO) build --profile dist -p fieldgate
+
+## The same, optimised by what a training run taught the compiler: two builds and half a minute of traffic.
+dist:
+	@deploy/setup.sh scenarios
+	deploy/pgo.sh
 
 lint:
 	$(CARGO) fmt --all --check
@@ -27,9 +33,10 @@ lint:
 
 ## CPU and latency against every peer that can be had here, in the same run: docs/benchmarks.md. BENCH_ARGS chooses:
 ## BENCH_ARGS="--cases h1-64,rate-60 --peers haproxy,envoy --rounds 3 --seconds 2 --markdown bench.md --plots plots".
+## --gateway target/dist/fieldgate, after `make dist`, measures what ships.
 bench:
 	@deploy/setup.sh bench
-	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
+	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests -p fieldgate-floor
 	@$(CARGO) build --release --manifest-path loadtests/peers/pingora-lb/Cargo.toml || \
 		echo "bench: pingora-lb could not be built and is left out" >&2
 	./target/release/fieldgate-scenarios bench $(BENCH_ARGS)
