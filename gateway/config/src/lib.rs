@@ -35,10 +35,10 @@ pub struct Configuration {
 const PART: usize = 512;
 
 /// By its look. It decides about the order of work only.
-fn holds_only_routes(file: &FileChange) -> bool {
+fn holds_only(file: &FileChange, wanted: &[&str]) -> bool {
     let kinds = file.text.iter().flat_map(|text| text.lines()).filter_map(|line| line.strip_prefix("kind:"));
     let mut kinds = kinds.map(str::trim).peekable();
-    kinds.peek().is_some() && kinds.all(|kind| matches!(kind, "HTTPRoute" | "GRPCRoute"))
+    kinds.peek().is_some() && kinds.all(|kind| wanted.contains(&kind))
 }
 
 /// What a change of files came to.
@@ -69,19 +69,27 @@ impl Configuration {
     }
 
     /// The first load may be a hundred thousand rules, and what they are read to is much larger than what they become: so
-    /// it goes in parts, and what routes refer to comes first. Later every change is one: an object may move in it from
+    /// it goes in parts. What routes refer to comes first, what refers to routes last. Later every change is one: an object may move in it from
     /// one file to another.
     fn translate(&mut self, files: Vec<FileChange>) -> Translation {
         if files.len() <= PART || !self.store.has_no_files() {
             let change = self.store.apply(files);
             return self.translator.apply(&change);
         }
-        let (routes, others): (Vec<_>, Vec<_>) = files.into_iter().partition(holds_only_routes);
+        let (splits, files): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| holds_only(file, &["SplitPolicy"]));
+        let (routes, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|file| holds_only(file, &["HTTPRoute", "GRPCRoute"]));
         let change = self.store.apply(others);
         let mut whole = self.translator.apply(&change);
         let mut routes = routes.into_iter();
+        let mut parts = Vec::new();
         while routes.len() > 0 {
-            let change = self.store.apply(routes.by_ref().take(PART).collect());
+            parts.push(routes.by_ref().take(PART).collect());
+        }
+        parts.push(splits);
+        for part in parts.into_iter().filter(|part: &Vec<_>| !part.is_empty()) {
+            let change = self.store.apply(part);
             let part = self.translator.apply(&change);
             whole = Translation {
                 config: part.config,
@@ -112,6 +120,11 @@ impl Configuration {
             };
             config.policies.insert(key.clone(), std::sync::Arc::new(policy));
         }
+    }
+
+    /// How many documents are refused now.
+    pub fn refused(&self) -> usize {
+        self.store.refused()
     }
 
     /// The files that change with these edits; nothing is changed yet.

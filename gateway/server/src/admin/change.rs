@@ -5,6 +5,7 @@
 //! hide that it reached us by a name that an attacker's DNS gave it. What a change does is `control::change`'s.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, ETAG, HOST, HeaderValue, IF_MATCH, ORIGIN};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -23,6 +24,8 @@ pub(super) const OBJECTS: &str = "/api/v1/objects";
 
 /// Bytes of a body. A thousand objects are less.
 const MAX_BODY: usize = 4 << 20;
+/// How long a body may take: as long as one is awaited, others may have no connection.
+const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A request that is not even tried: status and why.
 type Bad = (StatusCode, String);
@@ -87,7 +90,9 @@ where
     if request.body().size_hint().lower() > MAX_BODY as u64 {
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), MAX_BODY).collect().await.map_err(|error| {
+    let body = Limited::new(request.into_body(), MAX_BODY).collect();
+    let late = |_| (StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned());
+    let body = tokio::time::timeout(BODY_TIME, body).await.map_err(late)?.map_err(|error| {
         if error.is::<LengthLimitError>() {
             too_large()
         } else {

@@ -126,10 +126,6 @@ impl Control {
     }
 
     fn change(&mut self, if_generation: Option<u64>, what: What) -> Answer {
-        if let Some(wanted) = if_generation.filter(|wanted| *wanted != self.generation) {
-            let message = format!("generation {} is in force, not {wanted}", self.generation);
-            return Err(Refused::new(Why::Stale, message));
-        }
         let mut edits = match what {
             What::Delete(key) => vec![Edit { key, text: None, new_file: None }],
             What::Put(text) => edit::documents(REQUEST, &text).map_err(|diagnostics| {
@@ -141,6 +137,14 @@ impl Control {
             edit.new_file = self.new_file(&edit.key);
         }
         self.read_again(&edits)?;
+        // Only now: what was just read, or still waits for DNS, is a state that the writer has not seen.
+        let seen = |wanted: &u64| *wanted == self.generation && self.touched.is_none();
+        if let Some(wanted) = if_generation.filter(|wanted| !seen(wanted)) {
+            let message =
+                format!("generation {} is in force or about to be left, not {wanted}", self.generation);
+            return Err(Refused::new(Why::Stale, message));
+        }
+        self.ensure_described(&edits)?;
         let files = self.edited(&edits)?;
         let known = |control: &Self, key: &ObjectKey| control.configuration.file_of(key);
         let before: Vec<_> = edits.iter().map(|edit| known(self, &edit.key)).collect();
@@ -172,6 +176,18 @@ impl Control {
         })
     }
 
+    /// Refuses to change what is in force by a version that no text describes any more: a change that fails could not be
+    /// undone, for undoing brings texts back.
+    fn ensure_described(&self, edits: &[Edit]) -> Result<(), Refused> {
+        let about = |d: &&Diagnostic| d.last_good_in_use && edits.iter().any(|edit| is_about(d, &edit.key));
+        let Some(kept) = self.document_diagnostics.iter().find(about) else { return Ok(()) };
+        let message = format!(
+            "what {} says is refused, and the version before it is in force (hint: mend or remove that text first)",
+            kept.location
+        );
+        Err(Refused::new(Why::Conflict, message))
+    }
+
     fn edited(&self, edits: &[Edit]) -> Result<Vec<EditedFile>, Refused> {
         let homeless = |edit: &&Edit| edit.new_file.is_none() && edit.text.is_some();
         let files = self.configuration.edited(edits).map_err(|impossible| {
@@ -198,13 +214,20 @@ impl Control {
     /// Takes the change in, writes it and publishes it; or undoes what was done of it.
     fn attempt(&mut self, edits: &[Edit], files: &[EditedFile]) -> Result<(), Refused> {
         let base = self.base.clone();
+        let refused_before = self.configuration.refused();
         let outcome = self.configuration.apply(files.iter().map(|file| file.change(false)).collect());
         let put = |edit: &&Edit| edit.text.is_some();
         let refused = |d: &&Diagnostic| {
             d.severity == Severity::Error && edits.iter().filter(put).any(|edit| is_about(d, &edit.key))
         };
         let diagnostics: Vec<_> = outcome.diagnostics.iter().filter(refused).cloned().collect();
-        let problem = if diagnostics.is_empty() {
+        // What is sound alone may not be so behind what stands above it in its file.
+        let spoilt = self.configuration.refused() > refused_before
+            || edits.iter().filter(put).any(|edit| self.configuration.file_of(&edit.key).is_none());
+        let problem = if spoilt && diagnostics.is_empty() {
+            let message = "the document cannot stand where the object is in its file, and nothing is changed (hint: send it as plain YAML, without directives)";
+            Some(Refused::new(Why::Conflict, message))
+        } else if diagnostics.is_empty() {
             let secret = edits.iter().any(|edit| edit.key.kind == Kind::Secret.as_str());
             write_all(files, secret).err().map(|message| Refused::new(Why::Failed, message))
         } else {
@@ -229,7 +252,10 @@ impl Control {
         self.take_over(outcome);
         self.settle();
         let paths: Vec<_> = files.iter().map(|file| file.name.clone()).collect();
-        std::thread::spawn(move || paths.iter().for_each(|path| write::sync(Path::new(&**path))));
+        let sync = move || paths.iter().for_each(|path| write::sync(Path::new(&**path)));
+        if let Err(error) = std::thread::Builder::new().name("sync".to_owned()).spawn(sync) {
+            tracing::warn!(%error, "no thread to force what was written to the disk");
+        }
         Ok(())
     }
 

@@ -98,12 +98,13 @@ async fn active(
         if side.input.is_empty() && !read_first(&mut side, deadline).await? {
             return Some(Pause::Quiet(side.stream));
         }
+        let started = Instant::now();
+        // One span of time for a head, also for one that begins like the preface.
+        deadline.set(HEADER);
         if std::mem::take(first) && begins_with_preface(&mut side, deadline).await {
             let ahead = Bytes::copy_from_slice(side.input.filled());
             return Some(Pause::Http2(side.stream, ahead));
         }
-        let started = Instant::now();
-        deadline.set(HEADER);
         request.head = worker.take_request_head();
         match read_head(&mut side, &mut request, conn, deadline).await {
             Ok(true) => {}
@@ -147,7 +148,6 @@ async fn read_first(side: &mut H1Side, deadline: &Deadline) -> Option<bool> {
 
 /// Whether HTTP/2's preface comes first. It may come in pieces; a connection that ends within it is not HTTP/2's.
 async fn begins_with_preface(side: &mut H1Side, deadline: &Deadline) -> bool {
-    deadline.set(HEADER);
     loop {
         let seen = side.input.filled();
         let compared = seen.len().min(PREFACE.len());
