@@ -62,7 +62,7 @@ pub enum Spec {
     Gateway(Box<GatewaySpec>),
     HttpRoute(Box<HttpRouteSpec>),
     GrpcRoute(Box<GrpcRouteSpec>),
-    /// A route's that is not kept: [`crate::document::Object::route`] has it.
+    /// A route's that is not kept: `document::Object::route` has it.
     Route,
     ReferenceGrant(Box<ReferenceGrantSpec>),
     /// Only the labels matter.

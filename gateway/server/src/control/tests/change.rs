@@ -208,3 +208,29 @@ async fn without_a_directory_there_is_no_place_for_new_objects() {
     let answer = rig.control.change("test".to_owned(), None, What::Put(pool_at(1))).await.unwrap();
     assert_eq!(why(&answer), Why::Conflict);
 }
+
+#[tokio::test]
+async fn what_no_text_describes_any_more_is_not_changed() {
+    let directory = Directory::usual().await;
+    let broken = directory.text("shop.yaml").replace("endpoints", "endpoint");
+    fs::write(directory.path("shop.yaml"), &broken).unwrap();
+    directory.look();
+    for answer in [directory.put(&pool_at(2)).await, directory.delete("Pool", "vms").await] {
+        assert_eq!(why(&answer), Why::Conflict);
+        assert_eq!(directory.served(), vec![1], "the last good stays");
+        assert_eq!(directory.text("shop.yaml"), broken);
+    }
+}
+
+#[tokio::test]
+async fn what_is_sound_alone_but_not_in_its_file_is_refused() {
+    let directory = Directory::usual().await;
+    let before = directory.text("shop.yaml");
+    // JSON by itself; behind the comment that stands above the pool it is YAML, which has no such escapes.
+    let escaped = r#"{"apiVersion": "fieldgate.dev/v1alpha1", "kind": "Pool",
+        "metadata": {"name": "vms", "annotations": {"team": "\ud83d\ude80"}},
+        "spec": {"endpoints": [{"address": "127.0.0.1", "port": 2}]}}"#;
+    assert_eq!(why(&directory.put(escaped).await), Why::Conflict);
+    assert_eq!((directory.served(), directory.text("shop.yaml")), (vec![1], before));
+    assert_eq!(results(&directory.put(&pool_at(2)).await)[0].1, "configured");
+}
