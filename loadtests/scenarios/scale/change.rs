@@ -51,8 +51,7 @@ pub fn run(context: &Context) -> Outcome {
             for way in proxies::ways(kind) {
                 let what = format!("{} by {way} with {routes} routes", kind.name());
                 match measure(context, kind, way, Table { routes }) {
-                    Ok(Some(row)) => rows.push(row),
-                    Ok(None) => figures.add(format!("{what}: not offered by this build")),
+                    Ok(row) => rows.push(row),
                     Err(error) if kind == Kind::Fieldgate => return Err(format!("{what}: {error}")),
                     // A peer that could not be measured says nothing about the gateway.
                     Err(error) => figures.add(format!("{what}: not measured: {error}")),
@@ -85,7 +84,7 @@ struct Row {
     changes_for_cpu: usize,
 }
 
-fn measure(context: &Context, kind: Kind, name: &'static str, table: Table) -> Result<Option<Row>, String> {
+fn measure(context: &Context, kind: Kind, name: &'static str, table: Table) -> Result<Row, String> {
     let stage = context.stage()?;
     let backends = Backends::start(&stage)?;
     let site = Site {
@@ -100,9 +99,6 @@ fn measure(context: &Context, kind: Kind, name: &'static str, table: Table) -> R
     };
     let proxy = proxies::start(context, kind, &site)?;
     let way = proxies::way(kind, name, &site)?;
-    if !way.is_offered(&proxy)? {
-        return Ok(None);
-    }
     let processes = account::processes(proxy.process.pid());
     let mut changer = Changer { proxy: &proxy, way: &way, table, turn: 0, processes };
     changer.change(Duration::ZERO)?;
@@ -115,7 +111,7 @@ fn measure(context: &Context, kind: Kind, name: &'static str, table: Table) -> R
     }
     let load = load.stop();
     let (cpu, changes_for_cpu) = cpu_of_change(&mut changer, median(&visible))?;
-    Ok(Some(Row { kind, way: name, table, visible, load, rate, cpu, changes_for_cpu }))
+    Ok(Row { kind, way: name, table, visible, load, rate, cpu, changes_for_cpu })
 }
 
 /// Makes changes, one after the other.

@@ -260,14 +260,6 @@ impl Way {
             }
         }
     }
-
-    /// Whether this build of the gateway has it.
-    pub fn is_offered(&self, proxy: &Proxy) -> Result<bool, String> {
-        match self {
-            Self::Api { objects } => Ok(!matches!(fieldgate::put(proxy.admin, &objects[0])?, 404 | 405)),
-            _ => Ok(true),
-        }
-    }
 }
 
 /// A name that every proxy leaves alone, in the same directory.

@@ -27,7 +27,8 @@ pub fn configure(context: &Context, site: &Site<'_>, admin: SocketAddr) -> Resul
         site.write(&file(object), &site.table.object(object, None))?;
     }
     let (directory, admin) = (site.file("config").display().to_string(), admin.to_string());
-    let arguments = ["run", "--config", &directory, "--admin", &admin, "--workers", "1"].map(str::to_owned);
+    let arguments = ["run", "--config", &directory, "--admin", &admin, "--workers", "1", "--api-write"]
+        .map(str::to_owned);
     Ok(Start { program: context.gateway.clone(), arguments: arguments.into() })
 }
 
