@@ -14,6 +14,7 @@ use hyper::body::Body;
 use serde_json::json;
 
 use fieldgate_config::kinds::Kind;
+use fieldgate_core::head::split_port;
 use fieldgate_core::ir::ObjectKey;
 
 use super::{Answer, not_allowed, with_type};
@@ -123,10 +124,7 @@ fn may_change(api_write: ApiWrite, headers: &HeaderMap) -> Result<(), Bad> {
 
 /// An address cannot be rebound to another host, and neither can `localhost`.
 fn is_own_host(host: &str, anywhere: bool) -> bool {
-    let name = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or_default(),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    };
+    let name = split_port(host).0.trim_matches(['[', ']']);
     let address = name.parse::<IpAddr>();
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|ip| anywhere || ip.is_loopback())
 }
