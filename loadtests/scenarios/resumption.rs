@@ -4,10 +4,9 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate_loadtests::rig::{Gateway, config, http};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, SupportedProtocolVersion};
+use fieldgate_loadtests::rig::{Gateway, certificates, config, http};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, SupportedProtocolVersion};
 
 use crate::context::{Context, Figures, Outcome, ensure};
 use crate::edge::{Edge, HOST};
@@ -57,14 +56,7 @@ pub fn run(context: &Context) -> Outcome {
 }
 
 fn client(edge: &Edge, version: &'static SupportedProtocolVersion) -> Result<Arc<ClientConfig>, String> {
-    let certificate =
-        CertificateDer::from_pem_file(&edge.authority.file).map_err(|error| error.to_string())?;
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).map_err(|error| error.to_string())?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(&[version]);
-    let config = builder.map_err(|error| error.to_string())?.with_root_certificates(roots);
-    Ok(Arc::new(config.with_no_client_auth()))
+    certificates::trusting(&edge.authority.file, &[version]).map(Arc::new)
 }
 
 /// One request on a connection of its own; tickets of TLS 1.3 come behind the handshake.

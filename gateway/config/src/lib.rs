@@ -69,8 +69,8 @@ impl Configuration {
     }
 
     /// The first load may be a hundred thousand rules, and what they are read to is much larger than what they become: so
-    /// it goes in parts. What routes refer to comes first, what refers to routes last. Later every change is one: an object may move in it from
-    /// one file to another.
+    /// it goes in parts. What routes refer to comes first, what refers to routes last. Later every change is one: an
+    /// object may move in it from one file to another.
     fn translate(&mut self, files: Vec<FileChange>) -> Translation {
         if files.len() <= PART || !self.store.has_no_files() {
             let change = self.store.apply(files);

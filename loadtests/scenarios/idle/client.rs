@@ -5,11 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fieldgate_loadtests::rig::certificates;
 use h2::client::SendRequest;
 use rustls::client::Resumption;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -74,16 +73,7 @@ pub enum Held {
 
 impl Client {
     pub fn new(protocol: Protocol, address: SocketAddr, certificate: &Certificate) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        let root =
-            CertificateDer::from_pem_file(&certificate.authority.file).map_err(|error| error.to_string())?;
-        roots.add(root).map_err(|error| error.to_string())?;
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut config = certificates::trusting(&certificate.authority.file, rustls::DEFAULT_VERSIONS)?;
         // Each is another client's: none has a session from before.
         config.resumption = Resumption::disabled();
         config.alpn_protocols = match protocol {

@@ -1,17 +1,15 @@
 //! Opening connections, and what an exchange over one may come to.
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::{Plan, Version};
+use crate::rig::certificates;
 
 /// A byte stream, whatever carries it.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin {}
@@ -29,19 +27,7 @@ impl Connector {
         let tls = match &plan.ca {
             None => None,
             Some(path) => {
-                let at = |error: String| format!("{}: {error}", path.display());
-                let file = File::open(path).map_err(|error| at(error.to_string()))?;
-                let mut roots = RootCertStore::empty();
-                for certificate in CertificateDer::pem_reader_iter(file) {
-                    let certificate = certificate.map_err(|error| at(error.to_string()))?;
-                    roots.add(certificate).map_err(|error| at(error.to_string()))?;
-                }
-                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-                let mut config = ClientConfig::builder_with_provider(provider)
-                    .with_safe_default_protocol_versions()
-                    .map_err(|error| error.to_string())?
-                    .with_root_certificates(roots)
-                    .with_no_client_auth();
+                let mut config = certificates::trusting(path, rustls::DEFAULT_VERSIONS)?;
                 config.alpn_protocols = vec![match plan.version {
                     Version::Http1 => b"http/1.1".to_vec(),
                     Version::Http2 => b"h2".to_vec(),

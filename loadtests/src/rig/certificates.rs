@@ -1,10 +1,12 @@
 //! A certificate authority for one run, and certificates by it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 /// An authority and the file that clients trust it by.
 pub struct Authority {
@@ -50,4 +52,21 @@ impl Authority {
         let certificate = params.signed_by(&key, &self.issuer).map_err(|error| error.to_string())?;
         Ok(Certified { certificate: certificate.pem(), key: key.serialize_pem() })
     }
+}
+
+/// A client that trusts the authorities of a PEM file, and has a session from nowhere yet.
+pub fn trusting(
+    authorities: &Path,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Result<ClientConfig, String> {
+    let at = |error: String| format!("{}: {error}", authorities.display());
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(authorities).map_err(|error| at(error.to_string()))? {
+        let certificate = certificate.map_err(|error| at(error.to_string()))?;
+        roots.add(certificate).map_err(|error| at(error.to_string()))?;
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
+    let builder = builder.map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

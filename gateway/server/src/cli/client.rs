@@ -18,10 +18,9 @@ pub(super) fn get_json(admin: SocketAddr, path: &str) -> Result<Value, String> {
 
 /// The text at `path`.
 pub(super) fn get(admin: SocketAddr, path: &str) -> Result<String, String> {
-    let answer = exchange(admin, path).map_err(|error| no_answer(admin, &error))?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{admin} does not speak HTTP"))?;
+    let (head, body) = ask(admin, &format!("GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n"))?;
     match head.split(' ').nth(1) {
-        Some("200") => Ok(body.to_owned()),
+        Some("200") => Ok(body),
         _ => Err(format!("{admin}{path}: {}: {}", head.lines().next().unwrap_or(""), body.trim())),
     }
 }
@@ -40,19 +39,19 @@ pub(super) fn change(
          Content-Length: {}\r\n\r\n{body}",
         body.len()
     );
-    let answer = send(admin, &request).map_err(|error| no_answer(admin, &error))?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{admin} does not speak HTTP"))?;
+    let (head, body) = ask(admin, &request)?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
-    let value = serde_json::from_str(body).map_err(|_| format!("{admin}{path}: {}", body.trim()))?;
+    let value = serde_json::from_str(&body).map_err(|_| format!("{admin}{path}: {}", body.trim()))?;
     Ok((status, value))
 }
 
-fn no_answer(admin: SocketAddr, error: &std::io::Error) -> String {
-    format!("no gateway answers at {admin}: {error} (hint: name its admin address with --admin)")
-}
-
-fn exchange(admin: SocketAddr, path: &str) -> std::io::Result<String> {
-    send(admin, &format!("GET {path} HTTP/1.0\r\nHost: {admin}\r\n\r\n"))
+/// Head and body of the answer.
+fn ask(admin: SocketAddr, request: &str) -> Result<(String, String), String> {
+    let answer = send(admin, request).map_err(|error| {
+        format!("no gateway answers at {admin}: {error} (hint: name its admin address with --admin)")
+    })?;
+    let parts = answer.split_once("\r\n\r\n").ok_or_else(|| format!("{admin} does not speak HTTP"))?;
+    Ok((parts.0.to_owned(), parts.1.to_owned()))
 }
 
 fn send(admin: SocketAddr, request: &str) -> std::io::Result<String> {
