@@ -119,10 +119,7 @@ fn route(n: usize, host: fn(usize) -> String, method: Option<&str>) -> Route {
         matches: thin_vec![Match { path, method: method.map(Arc::from), ..Match::default() }],
         filters: ThinVec::new(),
         backends: thin_vec![pool("Pool", n), pool("Service", n)],
-        timeouts: ir::Timeouts::default(),
-        retry: None,
-        split: None,
-        grpc: false,
+        ..Rule::default()
     };
     Route {
         key: ObjectKey { kind: "HTTPRoute", namespace: "default".into(), name: format!("r{n}").into() },

@@ -6,6 +6,7 @@
 //! time per choice. Nothing here opens a connection or reads a clock.
 
 mod endpoint;
+mod shared;
 mod state;
 mod weighted;
 
@@ -15,7 +16,8 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 pub use endpoint::EndpointState;
-pub use state::PoolState;
+pub use shared::{Gauge, PoolShared};
+pub use state::{EndpointLocal, PoolState};
 
 use crate::ir;
 use crate::split::hash::xxh64;
@@ -31,6 +33,8 @@ pub struct CompiledPool {
     pub ir: Arc<ir::Pool>,
     /// Its place among the snapshot's pools.
     pub slot: u32,
+    /// What all workers know about it; the same object over all reloads.
+    pub shared: Arc<PoolShared>,
     /// Its endpoints, each address once.
     pub endpoints: Vec<CompiledEndpoint>,
     /// Indexes of those that do not drain.
@@ -46,14 +50,8 @@ pub struct CompiledPool {
 pub struct CompiledEndpoint {
     /// What is known about it; the same object over all reloads.
     pub state: Arc<EndpointState>,
-    /// Its weight; never 0.
-    pub weight: u32,
-    /// No new requests.
-    pub draining: bool,
-    /// Its zone.
-    pub zone: Option<Arc<str>>,
-    /// The workload behind it, for metrics.
-    pub workload: Option<Arc<str>>,
+    /// As configured; its weight is never 0.
+    pub ir: ir::Endpoint,
 }
 
 impl CompiledEndpoint {
@@ -61,6 +59,19 @@ impl CompiledEndpoint {
     pub fn address(&self) -> SocketAddr {
         self.state.address
     }
+}
+
+/// What a request brings to the choice.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// Its hash, for balancers that look at one.
+    pub hash: Option<u64>,
+    /// The endpoint that its affinity names.
+    pub prefer: Option<SocketAddr>,
+    /// It must have that one, or none.
+    pub strict: bool,
+    /// Those that it was sent to in vain.
+    pub tried: &'a [SocketAddr],
 }
 
 /// Why no endpoint can have the request.
@@ -114,18 +125,18 @@ impl std::error::Error for NoEndpoint {}
 impl CompiledPool {
     /// Prepares a pool. Endpoints keep their state from `prev`, which is this pool before the change.
     ///
-    /// A pool of DNS names keeps the addresses of `prev` while the names are the same, and has none before; the resolver
-    /// brings them by [`CompiledPool::with_endpoints`].
+    /// A pool of DNS names keeps the addresses of `prev` while the names are the same, and has only fixed ones before; the
+    /// resolver brings them by [`CompiledPool::with_endpoints`].
     pub fn compile(prev: Option<&CompiledPool>, ir: Arc<ir::Pool>, slot: u32) -> Self {
         match &ir.endpoints {
             ir::Endpoints::Static(endpoints) => {
                 let endpoints = endpoints.clone();
                 Self::build(prev, ir, slot, &endpoints)
             }
-            ir::Endpoints::Dns(names) => {
-                let known = match prev.map(|p| (p, &p.ir.endpoints)) {
-                    Some((prev, ir::Endpoints::Dns(before))) if before == names => prev.as_configured(),
-                    _ => Vec::new(),
+            ir::Endpoints::Dns { fixed, .. } => {
+                let known = match prev {
+                    Some(prev) if prev.ir.endpoints == ir.endpoints => prev.as_configured(),
+                    _ => fixed.clone(),
                 };
                 Self::build(prev, ir, slot, &known)
             }
@@ -143,41 +154,32 @@ impl CompiledPool {
         let known: FxHashMap<SocketAddr, &Arc<EndpointState>> = prev
             .map(|p| p.endpoints.iter().map(|e| (e.state.address, &e.state)).collect())
             .unwrap_or_default();
+        let shared = prev.map_or_else(Arc::default, |p| p.shared.clone());
         let state = |address| match known.get(&address) {
             Some(state) if !checks_ended || state.is_healthy() => Arc::clone(state),
-            _ => Arc::new(EndpointState::new(address)),
+            _ => Arc::new(EndpointState::of(address, shared.clone())),
         };
         let endpoints: Vec<CompiledEndpoint> = each_address_once(endpoints)
             .into_iter()
-            .map(|e| CompiledEndpoint {
-                state: state(e.address),
-                weight: e.weight.max(1),
-                draining: e.draining,
-                zone: e.zone,
-                workload: e.workload,
+            .map(|mut e| {
+                e.weight = e.weight.max(1);
+                CompiledEndpoint { state: state(e.address), ir: e }
             })
             .collect();
         let serving: Vec<u32> =
-            (0..endpoints.len() as u32).filter(|i| !endpoints[*i as usize].draining).collect();
-        let weight = |i: &u32| endpoints[*i as usize].weight;
+            (0..endpoints.len() as u32).filter(|i| !endpoints[*i as usize].ir.draining).collect();
+        let weight = |i: &u32| endpoints[*i as usize].ir.weight;
         let equal = serving.windows(2).all(|w| weight(&w[0]) == weight(&w[1]));
         let alias = (!equal).then(|| Alias::new(serving.iter().map(weight)));
         let fingerprint = fingerprint(&endpoints);
-        Self { ir, slot, endpoints, serving, alias, fingerprint }
+        Self { ir, slot, shared, endpoints, serving, alias, fingerprint }
     }
 
     fn as_configured(&self) -> Vec<ir::Endpoint> {
-        let configured = |e: &CompiledEndpoint| ir::Endpoint {
-            address: e.state.address,
-            weight: e.weight,
-            zone: e.zone.clone(),
-            draining: e.draining,
-            workload: e.workload.clone(),
-        };
-        self.endpoints.iter().map(configured).collect()
+        self.endpoints.iter().map(|e| e.ir.clone()).collect()
     }
 
-    /// Chooses an endpoint's index, never one of `tried`, never one that drains or that active checks call unhealthy.
+    /// Chooses an endpoint's index, never one of those tried, never one that drains or that active checks call unhealthy.
     ///
     /// Endpoints left alone after failures (ejected) are passed over as long as another is available. When all that are
     /// left are ejected they are used all the same: such a verdict is a guess from a few requests, and a wrong guess
@@ -188,17 +190,18 @@ impl CompiledPool {
         state: &mut PoolState,
         now_ms: u64,
         random: &mut dyn FnMut() -> u64,
-        tried: &[SocketAddr],
+        wish: &Wish<'_>,
     ) -> Result<usize, NoEndpoint> {
         state.sync(self);
+        let tried = wish.tried;
         let usable = |at: usize| {
             let endpoint = &*self.endpoints[at].state;
             endpoint.available(now_ms) && !tried.contains(&endpoint.address)
         };
         let sampled = match self.ir.balance {
-            ir::Balance::LeastRequest => self.less_loaded(state, random, &usable),
             ir::Balance::RoundRobin => state.next_in_turn(self, random, &usable),
             ir::Balance::Random => self.sample(random, &usable),
+            _ => self.less_loaded(state, random, &usable),
         };
         if let Some(at) = sampled {
             return Ok(at);
@@ -241,7 +244,7 @@ impl CompiledPool {
             return Some(first);
         }
         let load = |at: usize, other: usize| {
-            u64::from(state.in_flight_of(at)) * u64::from(self.endpoints[other].weight)
+            u64::from(state.in_flight_of(at)) * u64::from(self.endpoints[other].ir.weight)
         };
         Some(if load(challenger, first) < load(first, challenger) { challenger } else { first })
     }
@@ -265,7 +268,7 @@ impl CompiledPool {
     /// One of all usable ones, by weight. Linear, for when drawing misses.
     fn scan(&self, random: &mut dyn FnMut() -> u64, usable: &dyn Fn(usize) -> bool) -> Option<usize> {
         let candidates = || self.serving.iter().map(|i| *i as usize).filter(|at| usable(*at));
-        let weight = |at: usize| u64::from(self.endpoints[at].weight);
+        let weight = |at: usize| u64::from(self.endpoints[at].ir.weight);
         let mut point = below(candidates().map(weight).sum(), random())?;
         let mut last = None;
         for at in candidates() {
@@ -309,8 +312,8 @@ fn fingerprint(endpoints: &[CompiledEndpoint]) -> u64 {
             }
         }
         text.extend_from_slice(&endpoint.state.address.port().to_le_bytes());
-        text.extend_from_slice(&endpoint.weight.to_le_bytes());
-        text.push(u8::from(endpoint.draining));
+        text.extend_from_slice(&endpoint.ir.weight.to_le_bytes());
+        text.push(u8::from(endpoint.ir.draining));
     }
     // 0 is what a new worker state has.
     xxh64(&text, 0).max(1)

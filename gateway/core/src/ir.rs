@@ -8,6 +8,9 @@
 //! There may be a hundred thousand rules, so what each of them holds is kept small: lists that are mostly empty are one
 //! word, and what is rare or shared is behind a pointer.
 
+mod pool;
+mod traffic;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +18,9 @@ use std::time::Duration;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use thin_vec::ThinVec;
+
+pub use pool::*;
+pub use traffic::*;
 
 /// A namespaced object's name, with its kind where several kinds share a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -191,7 +197,7 @@ pub struct Attachment {
 }
 
 /// One rule.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rule {
     /// `default/shop`, `default/shop/checkout` for a named rule, else `default/shop#1`: the rule's identity in logs, metrics
     /// and split state. A GRPCRoute's begins with `grpc:`, for an HTTPRoute may have its name.
@@ -208,6 +214,8 @@ pub struct Rule {
     pub retry: Option<Arc<Retry>>,
     /// Stickiness.
     pub split: Option<Arc<SplitPolicy>>,
+    /// Requests of one client stay at one endpoint.
+    pub affinity: Option<Arc<Affinity>>,
     /// A GRPCRoute's rule: refusals are gRPC statuses.
     pub grpc: bool,
 }
@@ -266,6 +274,8 @@ pub enum Filter {
     Mirror(Arc<Mirror>),
     /// Cross-origin resource sharing.
     Cors(Arc<Cors>),
+    /// Delays or refuses some requests on purpose.
+    Fault(Arc<Fault>),
 }
 
 /// Header changes, applied in the order set, add, remove.
@@ -378,26 +388,6 @@ impl std::fmt::Display for PoolKey {
     }
 }
 
-/// Timeouts of a rule; `None` is the default of the gateway, zero is "no limit".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Timeouts {
-    /// From the request's first byte to the response's last.
-    pub request: Option<Duration>,
-    /// One try at a backend, until the whole response head.
-    pub backend_request: Option<Duration>,
-}
-
-/// Retries of a rule (Gateway API `retry`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// Tries after the first.
-    pub attempts: u32,
-    /// Pause before a retry.
-    pub backoff: Option<Duration>,
-    /// Response statuses to retry.
-    pub codes: Vec<u16>,
-}
-
 /// Stickiness of a rule's split.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SplitPolicy {
@@ -436,161 +426,6 @@ pub struct ExistingSessions {
     pub cookie: Arc<str>,
     /// The index into the rule's backends on which such users stay.
     pub backend: usize,
-}
-
-/// Endpoints behind one name.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pool {
-    /// Its key.
-    pub key: PoolKey,
-    /// Where the endpoints come from.
-    pub endpoints: Endpoints,
-    /// The protocol spoken to them.
-    pub protocol: Protocol,
-    /// How one is chosen.
-    pub balance: Balance,
-    /// Active checks.
-    pub health: Option<Arc<HealthCheck>>,
-    /// Limits and times.
-    pub limits: PoolLimits,
-    /// Istio's labels for the destination in metrics.
-    pub service: ServiceIdentity,
-}
-
-/// Where endpoints come from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Endpoints {
-    /// Given.
-    Static(Vec<Endpoint>),
-    /// Looked up again and again; the source fills them in at run time.
-    Dns(Vec<DnsName>),
-}
-
-/// A name to look up.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct DnsName {
-    /// The name.
-    pub host: Arc<str>,
-    /// The port of what it resolves to.
-    pub port: u16,
-    /// Weight of each address.
-    pub weight: u32,
-    /// Zone of each address.
-    pub zone: Option<Arc<str>>,
-    /// How often, at the least, it is looked up again.
-    pub refresh: Duration,
-}
-
-/// One endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Its address.
-    pub address: SocketAddr,
-    /// Its weight; never 0.
-    pub weight: u32,
-    /// Its zone.
-    pub zone: Option<Arc<str>>,
-    /// No new requests; those in flight finish (an operator's drain, or a terminating pod).
-    pub draining: bool,
-    /// The workload behind it, for metrics, if known.
-    pub workload: Option<Arc<str>>,
-}
-
-/// The protocol spoken to a pool.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// HTTP/1.1
-    #[default]
-    Http1,
-    /// HTTP/2 with prior knowledge.
-    Http2,
-    /// As the client: HTTP/2 for an HTTP/2 client, else HTTP/1.1.
-    Auto,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Balance {
-    /// The better of two random ones, by requests in flight.
-    #[default]
-    LeastRequest,
-    /// In turn, smoothly by weight.
-    RoundRobin,
-    /// By chance.
-    Random,
-}
-
-/// An active check.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthCheck {
-    /// From the end of one to the start of the next.
-    pub interval: Duration,
-    /// Largest random addition to the interval.
-    pub jitter: Duration,
-    /// Bound of one check.
-    pub timeout: Duration,
-    /// Successes in a row to become healthy.
-    pub healthy: u32,
-    /// Failures in a row to become unhealthy.
-    pub unhealthy: u32,
-    /// What is checked.
-    pub kind: HealthKind,
-}
-
-/// What a check does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HealthKind {
-    /// A TCP connection opens.
-    Tcp,
-    /// A request is answered with an expected status.
-    Http {
-        /// The method.
-        method: Arc<str>,
-        /// The path.
-        path: Arc<str>,
-        /// The Host; `None` is the endpoint's address.
-        host: Option<Arc<str>>,
-        /// Inclusive ranges of statuses.
-        expected: Vec<(u16, u16)>,
-    },
-}
-
-/// Limits and times of a pool. Zero durations mean "no limit".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolLimits {
-    /// Until a connection is open.
-    pub connect_timeout: Duration,
-    /// How long an idle connection is kept.
-    pub idle_timeout: Duration,
-    /// Connections per endpoint, over all workers.
-    pub max_connections: u32,
-}
-
-impl Default for PoolLimits {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(5),
-            idle_timeout: Duration::from_mins(1),
-            max_connections: u32::MAX,
-        }
-    }
-}
-
-/// The destination as Istio's standard metrics name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServiceIdentity {
-    /// `destination_service`: `shop.default.svc.cluster.local`.
-    pub host: Arc<str>,
-    /// `destination_service_name`.
-    pub name: Arc<str>,
-    /// `destination_service_namespace`.
-    pub namespace: Arc<str>,
-    /// `destination_workload`, `unknown` if not known.
-    pub workload: Arc<str>,
-    /// `destination_app`.
-    pub app: Arc<str>,
-    /// `destination_version`.
-    pub version: Arc<str>,
 }
 
 /// An AuthorizationPolicy that applies to listeners. Semantics: Istio's.

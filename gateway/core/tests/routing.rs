@@ -7,7 +7,6 @@ use fieldgate_core::ir::{
 };
 use fieldgate_core::{Method, RequestHead, Snapshot};
 use proptest::prelude::*;
-use thin_vec::ThinVec;
 
 fn listener() -> ListenerKey {
     ListenerKey { namespace: "default".into(), gateway: "edge".into(), name: "web".into() }
@@ -38,16 +37,7 @@ fn key(name: &str) -> ObjectKey {
 
 fn route(name: &str, created: Option<i64>, hosts: Vec<Option<Hostname>>, rules: Vec<Vec<Match>>) -> Route {
     let rules = rules.into_iter().enumerate().map(|(at, matches)| {
-        Arc::new(Rule {
-            id: format!("{name}#{at}").into(),
-            matches: matches.into(),
-            filters: ThinVec::new(),
-            backends: ThinVec::new(),
-            timeouts: ir::Timeouts::default(),
-            retry: None,
-            split: None,
-            grpc: false,
-        })
+        Arc::new(Rule { id: format!("{name}#{at}").into(), matches: matches.into(), ..Rule::default() })
     });
     Route {
         key: key(name),

@@ -303,7 +303,7 @@ fn endpoints(snapshot: &Snapshot, rule: &CompiledRule, index: usize, now_ms: u64
         Err(why) => return why.to_string(),
     };
     let Some(pool) = snapshot.pool(slot) else { return "there is no such pool".to_owned() };
-    let available = pool.endpoints.iter().filter(|e| !e.draining && e.state.available(now_ms)).count();
+    let available = pool.endpoints.iter().filter(|e| !e.ir.draining && e.state.available(now_ms)).count();
     format!("{available} of {} endpoints available", pool.endpoints.len())
 }
 

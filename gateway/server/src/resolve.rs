@@ -249,7 +249,11 @@ mod tests {
     }
 
     fn name(host: &str) -> DnsName {
-        DnsName { host: host.into(), port: 80, weight: 1, zone: None, refresh: TICK }
+        DnsName {
+            host: host.into(),
+            endpoint: fieldgate_core::ir::Endpoint::new(([0, 0, 0, 0], 80).into()),
+            refresh: TICK,
+        }
     }
 
     #[tokio::test]

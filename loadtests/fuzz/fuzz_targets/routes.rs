@@ -198,12 +198,7 @@ fn route(input: &mut Input<'_>, at: usize) -> Route {
         Arc::new(Rule {
             id: format!("r{at}#{rule}").into(),
             matches: (0..=input.below(3)).map(|_| one_match(input)).collect(),
-            filters: Vec::new(),
-            backends: Vec::new(),
-            timeouts: Timeouts::default(),
-            retry: None,
-            split: None,
-            grpc: false,
+            ..Rule::default()
         })
     });
     let rules = rules.collect();

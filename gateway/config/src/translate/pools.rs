@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    Balance, DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, ObjectKey, Pool, PoolKey, PoolLimits,
-    Protocol, ServiceIdentity,
+    Balance, DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, Locality, ObjectKey, Pool, PoolKey,
+    PoolLimits, Protocol, ServiceIdentity,
 };
 use gateway_api::experimental::grpcroutes::GrpcRouteSpec;
 use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
@@ -248,13 +248,8 @@ impl<'o> Slices<'o> {
                     let Ok(ip) = address.parse::<IpAddr>() else { continue };
                     let address = SocketAddr::new(ip, number);
                     if out.iter().all(|e| e.address != address) {
-                        out.push(Endpoint {
-                            address,
-                            weight: 1,
-                            zone: endpoint.zone.as_deref().map(Into::into),
-                            draining,
-                            workload: None,
-                        });
+                        let locality = endpoint.zone.as_deref().map(|z| Arc::new(Locality::of_zone(z)));
+                        out.push(Endpoint { locality, draining, ..Endpoint::new(address) });
                     }
                 }
             }
@@ -286,27 +281,31 @@ fn service_pool(object: &Object, spec: &ServiceSpec, port: &ServicePort, slices:
         None => port.name.as_deref().and_then(protocol_named).unwrap_or_default(),
     };
     let endpoints = match (&spec.type_, &spec.external_name) {
-        (Some(kind), Some(name)) if kind == "ExternalName" => Endpoints::Dns(vec![DnsName {
-            host: name.as_str().into(),
-            port: match port.target_port {
+        (Some(kind), Some(name)) if kind == "ExternalName" => {
+            let port = match port.target_port {
                 Some(IntOrString::Int(target)) => target as u16,
                 _ => port.port as u16,
-            },
-            weight: 1,
-            zone: None,
-            refresh: REFRESH,
-        }]),
+            };
+            by_name(vec![dns_name(name, REFRESH, Endpoint::new(unresolved(port)))])
+        }
         _ => Endpoints::Static(slices.endpoints(object, port)),
     };
-    Pool {
-        key: key("Service", &object.namespace, &object.name, port.port as u16),
-        endpoints,
-        protocol,
-        balance: Balance::LeastRequest,
-        health: None,
-        limits: PoolLimits::default(),
-        service: identity(object, format!("{}.{}.svc.cluster.local", object.name, object.namespace)),
-    }
+    let key = key("Service", &object.namespace, &object.name, port.port as u16);
+    let service = identity(object, format!("{}.{}.svc.cluster.local", object.name, object.namespace));
+    Pool { protocol, service, ..Pool::of(key, endpoints) }
+}
+
+fn by_name(names: Vec<DnsName>) -> Endpoints {
+    Endpoints::Dns { fixed: Vec::new(), names }
+}
+
+fn dns_name(host: &str, refresh: Duration, endpoint: Endpoint) -> DnsName {
+    DnsName { host: host.into(), refresh, endpoint }
+}
+
+/// Stands for the addresses of a name.
+fn unresolved(port: u16) -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], port))
 }
 
 /// Istio's convention: the protocol is what stands before the first dash of the port's name.
@@ -355,21 +354,17 @@ fn pool(
                     Some(Endpoint {
                         address: SocketAddr::new(e.address.parse().ok()?, e.port),
                         weight: e.weight.max(1),
-                        zone: e.zone.as_deref().map(Into::into),
+                        locality: e.zone.as_deref().map(|z| Arc::new(Locality::of_zone(z))),
                         draining: e.drain || e.weight == 0,
                         workload: e.hostname.as_deref().map(Into::into),
+                        ..Endpoint::new(unresolved(0))
                     })
                 })
                 .collect(),
         )
     } else if let Some(dns) = &spec.dns {
-        Endpoints::Dns(vec![DnsName {
-            host: dns.name.as_str().into(),
-            port: dns.port,
-            weight: 1,
-            zone: None,
-            refresh: dns.refresh.map_or(REFRESH, |d| d.0),
-        }])
+        let refresh = dns.refresh.map_or(REFRESH, |d| d.0);
+        by_name(vec![dns_name(&dns.name, refresh, Endpoint::new(unresolved(dns.port)))])
     } else {
         let found = pooled_service(object, spec.service.as_ref()?, objects, pools, note)?;
         if protocol == Protocol::Http1 {
@@ -379,12 +374,11 @@ fn pool(
         found.endpoints.clone()
     };
     let limits = PoolLimits::default();
+    let key = key("Pool", &object.namespace, &object.name, 0);
     Some(Pool {
-        key: key("Pool", &object.namespace, &object.name, 0),
-        endpoints,
         protocol,
         balance: match spec.load_balancing.policy {
-            LoadBalancingPolicy::LeastRequest => Balance::LeastRequest,
+            LoadBalancingPolicy::LeastRequest => Balance::default(),
             LoadBalancingPolicy::RoundRobin => Balance::RoundRobin,
             LoadBalancingPolicy::Random => Balance::Random,
         },
@@ -393,8 +387,10 @@ fn pool(
             connect_timeout: spec.connect_timeout.map_or(limits.connect_timeout, |d| d.0),
             idle_timeout: spec.idle_timeout.map_or(limits.idle_timeout, |d| d.0),
             max_connections: spec.max_connections_per_endpoint.unwrap_or(limits.max_connections),
+            ..limits
         },
         service: identity(object, format!("{}.{}.pool.fieldgate", object.name, object.namespace)),
+        ..Pool::of(key, endpoints)
     })
 }
 
@@ -446,6 +442,8 @@ fn health(spec: &crate::kinds::fieldgate::HealthCheck) -> HealthCheck {
         timeout: spec.timeout.map_or(Duration::from_secs(1), |d| d.0),
         healthy: spec.healthy_threshold.unwrap_or(2),
         unhealthy: spec.unhealthy_threshold.unwrap_or(3),
+        port: None,
+        tls: None,
         kind: match &spec.http {
             None => HealthKind::Tcp,
             Some(http) => HealthKind::Http {
@@ -523,19 +521,11 @@ fn service_entry(
             let endpoints = if by_address {
                 Endpoints::Static(workloads.iter().filter_map(|w| endpoint(w, port)).collect())
             } else {
-                Endpoints::Dns(names(host, &workloads, port))
+                by_name(names(host, &workloads, port))
             };
             let mut service = identity(object, host.clone());
             service.name = host.as_str().into();
-            let pool = Pool {
-                key,
-                endpoints,
-                protocol,
-                balance: Balance::LeastRequest,
-                health: None,
-                limits: PoolLimits::default(),
-                service,
-            };
+            let pool = Pool { protocol, service, ..Pool::of(key, endpoints) };
             found.push((pool, port.protocol.is_some()));
         }
     }
@@ -645,25 +635,24 @@ fn endpoint((_, w, name): &Workload<'_>, port: &ServiceEntryPort) -> Option<Endp
     Some(Endpoint {
         address: SocketAddr::new(ip, workload_port(w, port)),
         weight: weight(w),
-        zone: zone(w),
-        draining: false,
+        locality: locality(w),
         workload: name.cloned(),
+        ..Endpoint::new(unresolved(0))
     })
 }
 
 fn names(host: &str, workloads: &[Workload<'_>], port: &ServiceEntryPort) -> Vec<DnsName> {
-    let name = |host: &str, port: u16, weight: u32, zone: Option<Arc<str>>| DnsName {
-        host: host.into(),
-        port,
-        weight,
-        zone,
-        refresh: REFRESH,
-    };
     if workloads.is_empty() {
-        return vec![name(host, port.target_port.unwrap_or(port.number) as u16, 1, None)];
+        let port = port.target_port.unwrap_or(port.number) as u16;
+        return vec![dns_name(host, REFRESH, Endpoint::new(unresolved(port)))];
     }
     let of = |(_, w, _): &Workload<'_>| {
-        Some(name(w.address.as_deref()?, workload_port(w, port), weight(w), zone(w)))
+        let endpoint = Endpoint {
+            weight: weight(w),
+            locality: locality(w),
+            ..Endpoint::new(unresolved(workload_port(w, port)))
+        };
+        Some(dns_name(w.address.as_deref()?, REFRESH, endpoint))
     };
     workloads.iter().filter_map(of).collect()
 }
@@ -678,7 +667,6 @@ fn workload_port(w: &WorkloadEntrySpec, port: &ServiceEntryPort) -> u16 {
     w.ports.get(&port.name).copied().or(port.target_port).unwrap_or(port.number) as u16
 }
 
-/// The second part of `region/zone/subzone`.
-fn zone(w: &WorkloadEntrySpec) -> Option<Arc<str>> {
-    w.locality.as_deref()?.split('/').nth(1).map(Into::into)
+fn locality(w: &WorkloadEntrySpec) -> Option<Arc<Locality>> {
+    w.locality.as_deref().map(|l| Arc::new(Locality::parse(l)))
 }

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fieldgate_core::ir::{
-    Attachment, Backend, BackendTarget, Filter, Hostname, Match, ObjectKey, PathRewrite, Pool, PoolKey,
-    Retry, Rewrite, Route, Rule, Timeouts,
+    Attachment, Backend, BackendTarget, Backoff, Filter, Hostname, Match, ObjectKey, PathRewrite, Pool,
+    PoolKey, Retry, RetryOn, Rewrite, Route, Rule, Timeouts,
 };
 use gateway_api::experimental::grpcroutes::{GrpcRouteRulesMatches, GrpcRouteSpec};
 use gateway_api::experimental::httproutes::{HttpRouteParentRefs, HttpRouteRules, HttpRouteSpec};
@@ -376,12 +376,9 @@ impl Context<'_> {
         let mut translated = Rule {
             id: self.rule_id(at, rule),
             matches: matches.into(),
-            filters: ThinVec::new(),
             backends: ThinVec::with_capacity(rule.backend_refs.as_ref().map_or(0, Vec::len)),
-            timeouts: Timeouts::default(),
-            retry: None,
-            split: None,
             grpc: self.grpc,
+            ..Rule::default()
         };
         let behaviour = self.behaviour(&place, rule, &mut translated, faults, notes);
         let why = behaviour.err().map(|problem| refuse(faults, notes, problem));
@@ -542,7 +539,7 @@ fn timeouts(rule: &HttpRouteRules) -> Result<Timeouts, filters::Problem> {
             "is longer than the timeout of the whole request".into(),
         ));
     }
-    Ok(Timeouts { request, backend_request })
+    Ok(Timeouts { request, backend_request, idle: None })
 }
 
 fn retry(rule: &HttpRouteRules) -> Result<Option<Retry>, filters::Problem> {
@@ -556,5 +553,11 @@ fn retry(rule: &HttpRouteRules) -> Result<Option<Retry>, filters::Problem> {
     let attempts = u32::try_from(attempts)
         .map_err(|_| (".retry.attempts".to_owned(), format!("{attempts} is not a number of attempts")))?;
     let codes = retry.codes.iter().flatten().filter_map(|c| u16::try_from(*c).ok()).collect();
-    Ok(Some(Retry { attempts, backoff, codes }))
+    // What a route says in general (Gateway API, GEP-1731): these statuses, and no response at all.
+    let on =
+        RetryOn::STATUS_CODES.and(RetryOn::CONNECT_FAILURE).and(RetryOn::REFUSED_STREAM).and(RetryOn::RESET);
+    // Without a word about it there is no pause.
+    let base = backoff.unwrap_or_default();
+    let backoff = Backoff { base, max: base * 10 };
+    Ok(Some(Retry { attempts, on, codes, backoff, ..Retry::default() }))
 }

@@ -5,7 +5,10 @@
 //! when something changes and not per request, so the cache line stays shared while all is well.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::PoolShared;
 
 /// Failures in a row after which an endpoint is left alone. A refused connection needs no second one.
 const FAILURES: u32 = 3;
@@ -19,6 +22,7 @@ const EJECTION_MAX_MS: u64 = 30_000;
 pub struct EndpointState {
     /// Its address.
     pub address: SocketAddr,
+    pool: Arc<PoolShared>,
     healthy: AtomicBool,
     ejected_until_ms: AtomicU64,
     failures: AtomicU32,
@@ -30,9 +34,10 @@ pub struct EndpointState {
 impl EndpointState {
     /// An endpoint of which nothing bad is known. It is healthy until a check says otherwise, so that a start does not
     /// wait for checks.
-    pub fn new(address: SocketAddr) -> Self {
+    pub fn of(address: SocketAddr, pool: Arc<PoolShared>) -> Self {
         Self {
             address,
+            pool,
             healthy: AtomicBool::new(true),
             ejected_until_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
@@ -40,6 +45,11 @@ impl EndpointState {
             connections: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
         }
+    }
+
+    /// One of a pool of its own.
+    pub fn new(address: SocketAddr) -> Self {
+        Self::of(address, Arc::default())
     }
 
     /// The verdict of active checks; says whether it changed. A new "healthy" also ends an ejection: the check has
@@ -51,6 +61,9 @@ impl EndpointState {
         let changed = self.healthy.swap(healthy, Relaxed) != healthy;
         if changed && healthy {
             self.report_success();
+        }
+        if changed {
+            self.pool.changed();
         }
         changed
     }
@@ -83,6 +96,7 @@ impl EndpointState {
     /// Leaves it alone until `now_ms + for_ms`.
     pub fn eject(&self, now_ms: u64, for_ms: u64) {
         self.ejected_until_ms.store(now_ms.saturating_add(for_ms), Relaxed);
+        self.pool.changed();
     }
 
     /// It answered. Forgets failures, and ends an ejection: an answer is better knowledge than a guess.
@@ -95,6 +109,7 @@ impl EndpointState {
         }
         if self.ejected_until_ms.load(Relaxed) != 0 {
             self.ejected_until_ms.store(0, Relaxed);
+            self.pool.changed();
         }
     }
 
@@ -151,6 +166,7 @@ impl EndpointState {
         if won {
             self.ejections.fetch_add(1, Relaxed);
             self.failures.store(0, Relaxed);
+            self.pool.changed();
         }
         won
     }

@@ -16,10 +16,17 @@ pub struct PoolState {
     pub panics: u64,
     fingerprint: u64,
     index: FxHashMap<SocketAddr, u32>,
-    in_flight: Vec<u32>,
-    /// Requests in flight on endpoints that have left the pool, which may come back.
-    departed: FxHashMap<SocketAddr, u32>,
+    endpoints: Vec<EndpointLocal>,
+    /// Of endpoints that have left the pool with requests in flight, and may come back.
+    departed: FxHashMap<SocketAddr, EndpointLocal>,
     turns: Turns,
+}
+
+/// What one worker knows about one endpoint. Follows its address when endpoints come and go.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EndpointLocal {
+    /// Requests in flight.
+    pub in_flight: u32,
 }
 
 impl PoolState {
@@ -33,16 +40,16 @@ impl PoolState {
 
     fn remap(&mut self, pool: &CompiledPool) {
         for (address, at) in self.index.drain() {
-            let in_flight = self.in_flight[at as usize];
-            if in_flight > 0 {
-                self.departed.insert(address, in_flight);
+            let local = self.endpoints[at as usize];
+            if local.in_flight > 0 {
+                self.departed.insert(address, local);
             }
         }
-        self.in_flight.clear();
+        self.endpoints.clear();
         for (at, endpoint) in pool.endpoints.iter().enumerate() {
             let address = endpoint.address();
             self.index.insert(address, at as u32);
-            self.in_flight.push(self.departed.remove(&address).unwrap_or(0));
+            self.endpoints.push(self.departed.remove(&address).unwrap_or_default());
         }
         self.turns = Turns::Unknown;
         self.fingerprint = pool.fingerprint;
@@ -50,34 +57,40 @@ impl PoolState {
 
     /// A request goes to the endpoint of this index, as `pick` returned it.
     pub fn started(&mut self, endpoint: usize) {
-        if let Some(n) = self.in_flight.get_mut(endpoint) {
-            *n += 1;
+        if let Some(local) = self.endpoints.get_mut(endpoint) {
+            local.in_flight += 1;
         }
     }
 
     /// A request to this address is over. By address, because indexes may have changed since it started.
     pub fn finished(&mut self, address: SocketAddr) {
-        if let Some(at) = self.index.get(&address) {
-            let n = &mut self.in_flight[*at as usize];
-            *n = n.saturating_sub(1);
-        } else if let Some(n) = self.departed.get_mut(&address) {
-            *n -= 1;
-            if *n == 0 {
-                self.departed.remove(&address);
-            }
+        if let Some(local) = self.local_mut(address) {
+            local.in_flight = local.in_flight.saturating_sub(1);
+        }
+        if !self.departed.is_empty() {
+            self.departed.retain(|_, local| local.in_flight > 0);
         }
     }
 
     /// This worker's requests in flight to an address, whether it is still in the pool or not.
     pub fn in_flight(&self, address: SocketAddr) -> u32 {
+        let local = match self.index.get(&address) {
+            Some(at) => Some(&self.endpoints[*at as usize]),
+            None => self.departed.get(&address),
+        };
+        local.map_or(0, |local| local.in_flight)
+    }
+
+    /// What this worker knows about an address, whether it is still in the pool or not.
+    pub(crate) fn local_mut(&mut self, address: SocketAddr) -> Option<&mut EndpointLocal> {
         match self.index.get(&address) {
-            Some(at) => self.in_flight[*at as usize],
-            None => self.departed.get(&address).copied().unwrap_or(0),
+            Some(at) => self.endpoints.get_mut(*at as usize),
+            None => self.departed.get_mut(&address),
         }
     }
 
     pub(super) fn in_flight_of(&self, endpoint: usize) -> u32 {
-        self.in_flight[endpoint]
+        self.endpoints[endpoint].in_flight
     }
 
     /// The next usable one in turn. Those that are not usable lose their turn; `None` after a few of them.
@@ -143,7 +156,7 @@ impl Turns {
         }
         let turn = |(place, endpoint): (usize, &u32)| Turn {
             taken: 0,
-            weight: pool.endpoints[*endpoint as usize].weight,
+            weight: pool.endpoints[*endpoint as usize].ir.weight,
             order: ((place + n - start) % n) as u32,
             endpoint: *endpoint,
         };

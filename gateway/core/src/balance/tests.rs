@@ -11,30 +11,15 @@ fn address(n: u16) -> SocketAddr {
 }
 
 fn endpoint(n: u16, weight: u32) -> ir::Endpoint {
-    ir::Endpoint { address: address(n), weight, zone: None, draining: false, workload: None }
+    ir::Endpoint { weight, ..ir::Endpoint::new(address(n)) }
 }
 
 fn pool(balance: ir::Balance, endpoints: Vec<ir::Endpoint>) -> Arc<ir::Pool> {
-    let text = || Arc::from("shop");
-    Arc::new(ir::Pool {
-        key: ir::PoolKey {
-            object: ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: "shop".into() },
-            port: 0,
-        },
-        endpoints: ir::Endpoints::Static(endpoints),
-        protocol: ir::Protocol::Http1,
-        balance,
-        health: None,
-        limits: ir::PoolLimits::default(),
-        service: ir::ServiceIdentity {
-            host: text(),
-            name: text(),
-            namespace: text(),
-            workload: text(),
-            app: text(),
-            version: text(),
-        },
-    })
+    let key = ir::PoolKey {
+        object: ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: "shop".into() },
+        port: 0,
+    };
+    Arc::new(ir::Pool { balance, ..ir::Pool::of(key, ir::Endpoints::Static(endpoints)) })
 }
 
 fn compiled(balance: ir::Balance, weights: &[u32]) -> CompiledPool {
@@ -60,7 +45,7 @@ fn counts(pool: &CompiledPool, n: usize, held: usize, seed: u64) -> Vec<usize> {
     let mut counts = vec![0; pool.endpoints.len()];
     let mut open = std::collections::VecDeque::new();
     for _ in 0..n {
-        let at = pool.pick(&mut state, 0, &mut || random.next(), &[]).unwrap();
+        let at = pool.pick(&mut state, 0, &mut || random.next(), &Wish::default()).unwrap();
         counts[at] += 1;
         state.started(at);
         open.push_back(pool.endpoints[at].address());
@@ -71,17 +56,18 @@ fn counts(pool: &CompiledPool, n: usize, held: usize, seed: u64) -> Vec<usize> {
     counts
 }
 
-const BALANCES: [ir::Balance; 3] = [ir::Balance::LeastRequest, ir::Balance::RoundRobin, ir::Balance::Random];
+const LEAST: ir::Balance = ir::Balance::LeastRequest { choices: 2, bias: 100 };
+const BALANCES: [ir::Balance; 3] = [LEAST, ir::Balance::RoundRobin, ir::Balance::Random];
 
 #[test]
 fn reasons() {
     for balance in BALANCES {
         let reason = |endpoints: Vec<ir::Endpoint>, sick: &[usize], tried: &[SocketAddr]| {
-            let pool = CompiledPool::compile(None, pool(balance, endpoints), 0);
+            let pool = CompiledPool::compile(None, pool(balance.clone(), endpoints), 0);
             for at in sick {
                 pool.endpoints[*at].state.set_healthy(false);
             }
-            pool.pick(&mut PoolState::default(), 0, &mut || 7, tried)
+            pool.pick(&mut PoolState::default(), 0, &mut || 7, &Wish { tried, ..Wish::default() })
         };
         let draining = || ir::Endpoint { draining: true, ..endpoint(2, 1) };
         assert_eq!(reason(vec![], &[], &[]), Err(NoEndpoint::Empty));
@@ -102,7 +88,7 @@ fn round_robin_is_exact_and_smooth() {
     assert_eq!(counts(&weighted, 700, 0, 1), [500, 100, 100]);
     let (mut state, mut last) = (PoolState::default(), Vec::new());
     for _ in 0..14 {
-        last.push(weighted.pick(&mut state, 0, &mut || 0, &[]).unwrap());
+        last.push(weighted.pick(&mut state, 0, &mut || 0, &Wish::default()).unwrap());
     }
     assert_eq!(last, [0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 1, 2, 0, 0]);
 }
@@ -120,7 +106,7 @@ fn chance_is_by_weight() {
 #[test]
 fn least_request_is_by_weight_when_idle_and_when_busy() {
     for (held, tolerance) in [(0, 300), (200, 500)] {
-        let counts = counts(&compiled(ir::Balance::LeastRequest, &[6, 3, 1]), 10_000, held, 3);
+        let counts = counts(&compiled(LEAST, &[6, 3, 1]), 10_000, held, 3);
         for (count, expected) in counts.iter().zip([6000usize, 3000, 1000]) {
             assert!(count.abs_diff(expected) < tolerance, "{held}: {counts:?}");
         }
@@ -129,12 +115,12 @@ fn least_request_is_by_weight_when_idle_and_when_busy() {
 
 #[test]
 fn least_request_avoids_what_is_slow() {
-    let pool = compiled(ir::Balance::LeastRequest, &[1, 1, 1, 1]);
+    let pool = compiled(LEAST, &[1, 1, 1, 1]);
     let (mut state, mut random) = (PoolState::default(), Random(9));
     // The first endpoint never finishes anything; the others do at once.
     let mut stuck = 0;
     for _ in 0..1000 {
-        let at = pool.pick(&mut state, 0, &mut || random.next(), &[]).unwrap();
+        let at = pool.pick(&mut state, 0, &mut || random.next(), &Wish::default()).unwrap();
         state.started(at);
         if at == 0 {
             stuck += 1;
@@ -149,7 +135,7 @@ fn least_request_avoids_what_is_slow() {
 #[test]
 fn many_down_leave_the_rest_evenly_used() {
     for balance in BALANCES {
-        let pool = compiled(balance, &[1; 10]);
+        let pool = compiled(balance.clone(), &[1; 10]);
         for at in [0, 1, 2, 3, 4, 5, 7] {
             pool.endpoints[at].state.set_healthy(false);
         }
@@ -163,16 +149,17 @@ fn many_down_leave_the_rest_evenly_used() {
 
 #[test]
 fn a_check_is_believed_and_an_ejection_is_not_when_it_is_all_that_is_left() {
-    let pool = compiled(ir::Balance::LeastRequest, &[1, 2, 1]);
+    let pool = compiled(LEAST, &[1, 2, 1]);
     let mut state = PoolState::default();
     pool.endpoints[0].state.set_healthy(false);
     pool.endpoints[1].state.eject(0, 1000);
     pool.endpoints[2].state.eject(0, 1000);
     let mut random = Random(1);
-    let picked: BTreeSet<_> =
-        (0..50).map(|_| pool.pick(&mut state, 10, &mut || random.next(), &[]).unwrap()).collect();
+    let picked: BTreeSet<_> = (0..50)
+        .map(|_| pool.pick(&mut state, 10, &mut || random.next(), &Wish::default()).unwrap())
+        .collect();
     assert_eq!((picked, state.panics), (BTreeSet::from([1, 2]), 50));
-    pool.pick(&mut state, 1000, &mut || random.next(), &[]).unwrap();
+    pool.pick(&mut state, 1000, &mut || random.next(), &Wish::default()).unwrap();
     assert_eq!(state.panics, 50);
 }
 
@@ -184,14 +171,7 @@ fn state_is_kept_by_address_and_a_pool_without_checks_has_no_verdicts() {
     let after = CompiledPool::compile(Some(&before), ir, 0);
     assert!(Arc::ptr_eq(&after.endpoints[1].state, &before.endpoints[0].state));
 
-    let check = ir::HealthCheck {
-        interval: std::time::Duration::from_secs(1),
-        jitter: std::time::Duration::ZERO,
-        timeout: std::time::Duration::from_secs(1),
-        healthy: 1,
-        unhealthy: 1,
-        kind: ir::HealthKind::Tcp,
-    };
+    let check = ir::HealthCheck { healthy: 1, unhealthy: 1, ..ir::HealthCheck::default() };
     let checked = Arc::new(ir::Pool { health: Some(Arc::new(check)), ..(*before.ir).clone() });
     let checked = CompiledPool::compile(Some(&before), checked, 0);
     checked.endpoints[0].state.set_healthy(false);
@@ -205,14 +185,12 @@ fn state_is_kept_by_address_and_a_pool_without_checks_has_no_verdicts() {
 fn resolved_addresses_are_kept_while_the_names_are_the_same() {
     let name = |host: &str| ir::DnsName {
         host: host.into(),
-        port: 80,
-        weight: 1,
-        zone: None,
+        endpoint: endpoint(80, 1),
         refresh: std::time::Duration::from_secs(5),
     };
     let dns = |host: &str, balance| {
         Arc::new(ir::Pool {
-            endpoints: ir::Endpoints::Dns(vec![name(host)]),
+            endpoints: ir::Endpoints::Dns { fixed: Vec::new(), names: vec![name(host)] },
             ..(*pool(balance, vec![])).clone()
         })
     };
@@ -232,7 +210,7 @@ fn an_address_listed_twice_is_one_endpoint() {
     let listed = vec![draining.clone(), endpoint(1, 2), endpoint(1, 3), draining];
     let pool = CompiledPool::compile(None, pool(ir::Balance::Random, listed), 0);
     assert_eq!(pool.endpoints.len(), 1);
-    assert_eq!((pool.endpoints[0].weight, pool.endpoints[0].draining), (5, false));
+    assert_eq!((pool.endpoints[0].ir.weight, pool.endpoints[0].ir.draining), (5, false));
 }
 
 #[test]
@@ -307,7 +285,7 @@ proptest! {
     fn as_the_oracle(endpoints in prop::collection::vec(situation(), 0..12), seed: u64) {
         for balance in BALANCES {
             let listed = endpoints.iter().enumerate().map(|(n, e)| ir::Endpoint { draining: e.draining, ..endpoint(n as u16, e.weight) });
-            let pool = CompiledPool::compile(None, pool(balance, listed.collect()), 0);
+            let pool = CompiledPool::compile(None, pool(balance.clone(), listed.collect()), 0);
             let mut tried = Vec::new();
             for (e, known) in endpoints.iter().zip(&pool.endpoints) {
                 known.state.set_healthy(e.healthy);
@@ -320,7 +298,7 @@ proptest! {
             }
             let (mut state, mut random) = (PoolState::default(), Random(seed));
             for _ in 0..30 {
-                let picked = pool.pick(&mut state, 50, &mut || random.next(), &tried);
+                let picked = pool.pick(&mut state, 50, &mut || random.next(), &Wish { tried: &tried, ..Wish::default() });
                 match (picked, oracle(&endpoints)) {
                     (Ok(at), Ok(right)) => {
                         prop_assert!(right.contains(&at), "{at} is not of {right:?}");
@@ -336,8 +314,8 @@ proptest! {
     #[test]
     fn a_seeded_life(seed: u64) {
         let mut random = Random(seed);
-        let balance = BALANCES[(random.next() % 3) as usize];
-        let mut current = CompiledPool::compile(None, pool(balance, vec![endpoint(1, 1), endpoint(2, 2)]), 0);
+        let balance = BALANCES[(random.next() % 3) as usize].clone();
+        let mut current = CompiledPool::compile(None, pool(balance.clone(), vec![endpoint(1, 1), endpoint(2, 2)]), 0);
         let mut workers = [PoolState::default(), PoolState::default()];
         let mut open: Vec<(usize, SocketAddr)> = Vec::new();
         let mut dead: BTreeSet<SocketAddr> = BTreeSet::new();
@@ -351,7 +329,7 @@ proptest! {
                         let of = random.next();
                         ir::Endpoint { draining: of.is_multiple_of(7), ..endpoint((of % 6) as u16, 1 + (of >> 32) as u32 % 3) }
                     });
-                    let listed = pool(balance, listed.collect());
+                    let listed = pool(balance.clone(), listed.collect());
                     current = CompiledPool::compile(Some(&current), listed, 0);
                 }
                 1 => drop(dead.insert(address((random.next() % 6) as u16))),
@@ -364,10 +342,10 @@ proptest! {
                     let worker = (random.next() % 2) as usize;
                     let mut tried = Vec::new();
                     let outcome = loop {
-                        let picked = current.pick(&mut workers[worker], now, &mut || random.next(), &tried);
+                        let picked = current.pick(&mut workers[worker], now, &mut || random.next(), &Wish { tried: &tried, ..Wish::default() });
                         let Ok(at) = picked else { break picked };
                         let e = &current.endpoints[at];
-                        prop_assert!(!e.draining && !tried.contains(&e.address()));
+                        prop_assert!(!e.ir.draining && !tried.contains(&e.address()));
                         if !dead.contains(&e.address()) {
                             e.state.report_success();
                             workers[worker].started(at);
@@ -379,7 +357,7 @@ proptest! {
                         tried.push(e.address());
                     };
                     // A request fails only if nothing that serves is alive.
-                    let alive = current.endpoints.iter().any(|e| !e.draining && !dead.contains(&e.address()));
+                    let alive = current.endpoints.iter().any(|e| !e.ir.draining && !dead.contains(&e.address()));
                     prop_assert_eq!(outcome.is_ok(), alive);
                 }
             }

@@ -39,30 +39,9 @@ pub(crate) fn pool_key(name: &str) -> PoolKey {
 }
 
 pub(crate) fn pool(name: &str, ports: &[u16]) -> Arc<ir::Pool> {
-    let endpoint = |port: &u16| ir::Endpoint {
-        address: ([127, 0, 0, 1], *port).into(),
-        weight: 1,
-        zone: None,
-        draining: false,
-        workload: None,
-    };
-    let text: Arc<str> = name.into();
-    Arc::new(ir::Pool {
-        key: pool_key(name),
-        endpoints: ir::Endpoints::Static(ports.iter().map(endpoint).collect()),
-        protocol: ir::Protocol::Http1,
-        balance: ir::Balance::RoundRobin,
-        health: None,
-        limits: ir::PoolLimits::default(),
-        service: ir::ServiceIdentity {
-            host: text.clone(),
-            name: text.clone(),
-            namespace: text.clone(),
-            workload: text.clone(),
-            app: text.clone(),
-            version: text,
-        },
-    })
+    let endpoint = |port: &u16| ir::Endpoint::new(([127, 0, 0, 1], *port).into());
+    let endpoints = ir::Endpoints::Static(ports.iter().map(endpoint).collect());
+    Arc::new(ir::Pool { balance: ir::Balance::RoundRobin, ..ir::Pool::of(pool_key(name), endpoints) })
 }
 
 pub(crate) fn backend(pool: &str, weight: u32) -> ir::Backend {
@@ -74,12 +53,8 @@ pub(crate) fn rule(id: &str, matches: impl Into<ThinVec<Match>>) -> Arc<ir::Rule
     Arc::new(ir::Rule {
         id: id.into(),
         matches: matches.into(),
-        filters: ThinVec::new(),
         backends: thin_vec![backend("p", 1)],
-        timeouts: ir::Timeouts::default(),
-        retry: None,
-        split: None,
-        grpc: false,
+        ..ir::Rule::default()
     })
 }
 

@@ -92,9 +92,10 @@ fn pool(pool: &Pool) -> Value {
             .iter()
             .map(|e| json!({"address": e.address, "weight": e.weight, "draining": e.draining}))
             .collect::<Vec<_>>(),
-        Endpoints::Dns(names) => {
-            names.iter().map(|n| json!({"dns": &*n.host, "port": n.port, "weight": n.weight})).collect()
-        }
+        Endpoints::Dns { names, .. } => names
+            .iter()
+            .map(|n| json!({"dns": &*n.host, "port": n.endpoint.address.port(), "weight": n.endpoint.weight}))
+            .collect(),
     };
     json!({
         "name": pool.key.to_string(),

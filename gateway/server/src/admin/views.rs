@@ -39,7 +39,7 @@ impl EndpointHealth {
 }
 
 pub(super) fn health(endpoint: &CompiledEndpoint, now_ms: u64) -> EndpointHealth {
-    if endpoint.draining {
+    if endpoint.ir.draining {
         EndpointHealth::Draining
     } else if !endpoint.state.is_healthy() {
         EndpointHealth::Unhealthy
@@ -216,9 +216,9 @@ fn pool_json(pool: &CompiledPool, load: &Load<'_>, now_ms: u64) -> Value {
         json!({
             "address": endpoint.address(),
             "state": health(endpoint, now_ms).as_str(),
-            "weight": endpoint.weight,
-            "zone": endpoint.zone.as_deref(),
-            "workload": endpoint.workload.as_deref(),
+            "weight": endpoint.ir.weight,
+            "zone": endpoint.ir.zone(),
+            "workload": endpoint.ir.workload.as_deref(),
             "ejections": endpoint.state.ejections(),
             "in_flight": in_flight,
             "idle_connections": idle,
@@ -251,7 +251,7 @@ pub(super) fn clusters(snapshot: &Snapshot, reports: &[WorkerReport], now_ms: u6
             };
             let rows = [
                 ("health_flags", flags.to_owned()),
-                ("weight", endpoint.weight.to_string()),
+                ("weight", endpoint.ir.weight.to_string()),
                 ("rq_active", in_flight.to_string()),
                 ("cx_idle", idle.to_string()),
             ];

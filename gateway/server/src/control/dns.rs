@@ -43,9 +43,9 @@ impl DnsPools {
         let mut out = config.clone();
         let mut seen = HashSet::new();
         for (key, pool) in &config.pools {
-            let Endpoints::Dns(names) = &pool.endpoints else { continue };
+            let Endpoints::Dns { fixed, names } = &pool.endpoints else { continue };
             seen.insert(key.clone());
-            let endpoints = self.endpoints(names);
+            let endpoints = self.endpoints(fixed, names);
             out.pools.insert(key.clone(), self.filled(key, pool, endpoints));
         }
         self.filled.retain(|key, _| seen.contains(key));
@@ -67,20 +67,14 @@ impl DnsPools {
         with
     }
 
-    fn endpoints(&self, names: &[DnsName]) -> Vec<Endpoint> {
-        let mut endpoints: Vec<Endpoint> = Vec::new();
+    fn endpoints(&self, fixed: &[Endpoint], names: &[DnsName]) -> Vec<Endpoint> {
+        let mut endpoints = fixed.to_vec();
         for name in names {
             for ip in self.answers.get(&name.host).into_iter().flatten() {
-                let address = SocketAddr::new(*ip, name.port);
+                let address = SocketAddr::new(*ip, name.endpoint.address.port());
                 // Two names of one machine are one endpoint; the first one's weight counts.
                 if !endpoints.iter().any(|endpoint| endpoint.address == address) {
-                    endpoints.push(Endpoint {
-                        address,
-                        weight: name.weight,
-                        zone: name.zone.clone(),
-                        draining: false,
-                        workload: None,
-                    });
+                    endpoints.push(Endpoint { address, ..name.endpoint.clone() });
                 }
             }
         }
@@ -91,7 +85,7 @@ impl DnsPools {
 /// All names of a configuration.
 pub fn names(config: &Config) -> impl Iterator<Item = &DnsName> {
     config.pools.values().flat_map(|pool| match &pool.endpoints {
-        Endpoints::Dns(names) => names.as_slice(),
+        Endpoints::Dns { names, .. } => names.as_slice(),
         Endpoints::Static(_) => &[],
     })
 }
@@ -100,7 +94,7 @@ pub fn names(config: &Config) -> impl Iterator<Item = &DnsName> {
 mod tests {
     use std::time::Duration;
 
-    use fieldgate_core::ir::{Balance, ObjectKey, PoolLimits, Protocol, ServiceIdentity};
+    use fieldgate_core::ir::ObjectKey;
 
     use super::*;
 
@@ -109,28 +103,11 @@ mod tests {
         let key = PoolKey { object, port: 0 };
         let name = |host: &&str| DnsName {
             host: (*host).into(),
-            port: 8080,
-            weight: 2,
-            zone: None,
+            endpoint: Endpoint { weight: 2, ..Endpoint::new(([0, 0, 0, 0], 8080).into()) },
             refresh: Duration::from_secs(5),
         };
-        let unknown: Arc<str> = "unknown".into();
-        let pool = Pool {
-            key: key.clone(),
-            endpoints: Endpoints::Dns(hosts.iter().map(name).collect()),
-            protocol: Protocol::Http1,
-            balance: Balance::RoundRobin,
-            health: None,
-            limits: PoolLimits::default(),
-            service: ServiceIdentity {
-                host: unknown.clone(),
-                name: unknown.clone(),
-                namespace: unknown.clone(),
-                workload: unknown.clone(),
-                app: unknown.clone(),
-                version: unknown,
-            },
-        };
+        let names = hosts.iter().map(name).collect();
+        let pool = Pool::of(key.clone(), Endpoints::Dns { fixed: Vec::new(), names });
         Config { pools: [(key, Arc::new(pool))].into_iter().collect(), ..Config::default() }
     }
 

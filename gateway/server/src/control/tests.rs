@@ -218,7 +218,7 @@ async fn a_pool_of_names_is_published_with_its_addresses_at_once() {
         Endpoints::Static(endpoints) => {
             endpoints.iter().any(|e| e.address == (Ipv4Addr::LOCALHOST, 8080).into())
         }
-        Endpoints::Dns(_) => false,
+        Endpoints::Dns { .. } => false,
     });
     assert!(resolved, "{:?}", snapshot.config.pools);
 }

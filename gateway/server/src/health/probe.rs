@@ -27,6 +27,7 @@ pub async fn probe(address: SocketAddr, check: &HealthCheck, protocol: Protocol)
     let deadline = Instant::now() + check.timeout;
     let late = |_| format!("no answer within {:?}", check.timeout);
     match &check.kind {
+        HealthKind::Grpc { .. } => Err("gRPC checks are not made yet".to_owned()),
         HealthKind::Tcp => timeout_at(deadline, connect(address)).await.map_err(late)?.map(drop),
         HealthKind::Http { method, path, host, expected } => {
             let host = host.as_deref().map_or_else(|| address.to_string(), str::to_owned);
@@ -171,7 +172,15 @@ mod tests {
     }
 
     fn check_of(kind: HealthKind) -> HealthCheck {
-        HealthCheck { interval: LONG, jitter: Duration::ZERO, timeout: LONG, healthy: 1, unhealthy: 1, kind }
+        HealthCheck {
+            interval: LONG,
+            jitter: Duration::ZERO,
+            timeout: LONG,
+            healthy: 1,
+            unhealthy: 1,
+            kind,
+            ..HealthCheck::default()
+        }
     }
 
     /// Answers one connection with `response`; the result is what was asked.

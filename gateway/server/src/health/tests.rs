@@ -2,9 +2,7 @@
 
 use std::sync::atomic::{AtomicU16, Ordering};
 
-use fieldgate_core::ir::{
-    Balance, Config, Endpoint, Endpoints, HealthKind, ObjectKey, Pool, PoolLimits, ServiceIdentity, Touched,
-};
+use fieldgate_core::ir::{Config, Endpoint, Endpoints, HealthKind, ObjectKey, Pool, Touched};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -18,6 +16,8 @@ fn settings(healthy: u32, unhealthy: u32) -> HealthCheck {
         timeout: Duration::from_secs(20),
         healthy,
         unhealthy,
+        port: None,
+        tls: None,
         kind: HealthKind::Http {
             method: "GET".into(),
             path: "/".into(),
@@ -96,29 +96,8 @@ async fn judged(requests: &mut mpsc::UnboundedReceiver<()>) {
 fn config(address: SocketAddr, health: Option<HealthCheck>) -> Config {
     let object = ObjectKey { kind: "Pool", namespace: "default".into(), name: "vms".into() };
     let key = PoolKey { object, port: 0 };
-    let unknown: Arc<str> = "unknown".into();
-    let pool = Pool {
-        key: key.clone(),
-        endpoints: Endpoints::Static(vec![Endpoint {
-            address,
-            weight: 1,
-            zone: None,
-            draining: false,
-            workload: None,
-        }]),
-        protocol: Protocol::Http1,
-        balance: Balance::RoundRobin,
-        health: health.map(Arc::new),
-        limits: PoolLimits::default(),
-        service: ServiceIdentity {
-            host: unknown.clone(),
-            name: unknown.clone(),
-            namespace: unknown.clone(),
-            workload: unknown.clone(),
-            app: unknown.clone(),
-            version: unknown,
-        },
-    };
+    let endpoints = Endpoints::Static(vec![Endpoint::new(address)]);
+    let pool = Pool { health: health.map(Arc::new), ..Pool::of(key.clone(), endpoints) };
     Config { pools: [(key, Arc::new(pool))].into_iter().collect(), ..Config::default() }
 }
 

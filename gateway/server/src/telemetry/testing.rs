@@ -26,24 +26,14 @@ impl Default for Sample {
         let rule = Rule {
             id: "default/shop#1".into(),
             matches: [Match::default()].into(),
-            filters: [].into(),
             backends: [
                 backend(BackendTarget::Pool(Arc::new(key.clone()))),
                 backend(BackendTarget::Invalid("gone".into())),
             ]
             .into(),
-            timeouts: Timeouts::default(),
-            retry: None,
-            split: None,
-            grpc: false,
+            ..Rule::default()
         };
         let pool = Pool {
-            key,
-            endpoints: Endpoints::Static(vec![]),
-            protocol: Protocol::Http1,
-            balance: Balance::default(),
-            health: None,
-            limits: PoolLimits::default(),
             service: ServiceIdentity {
                 host: "shop.default.svc.cluster.local".into(),
                 name: "shop".into(),
@@ -52,6 +42,7 @@ impl Default for Sample {
                 app: "shop".into(),
                 version: "v1".into(),
             },
+            ..Pool::of(key, Endpoints::Static(vec![]))
         };
         let mut head = RequestHead { authority: "shop.example".to_owned(), ..RequestHead::default() };
         head.set_target("/new?q=1");

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use fieldgate_core::balance::{CompiledPool, NoEndpoint};
+use fieldgate_core::balance::{CompiledPool, NoEndpoint, Wish};
 use fieldgate_core::filter;
 use fieldgate_core::ir::{ConnectionFacts, Filter, ListenerKey, Protocol};
 use fieldgate_core::route::Entry;
@@ -398,7 +398,7 @@ fn apply(
                 return Err(of_local(answer));
             }
         }
-        Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
+        Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Fault(_) => {}
     }
     Ok(())
 }
@@ -627,7 +627,7 @@ async fn before_retry(worker: &Worker, to: &Forward<'_>, failed: SocketAddr, tri
     if !other_endpoint(worker, to.pool, tried) {
         tried.clear();
     }
-    let pause = to.rule.ir.retry.as_ref().and_then(|retry| retry.backoff);
+    let pause = to.rule.ir.retry.as_ref().map(|retry| retry.backoff.base);
     if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
         tokio::time::sleep(pause).await;
     }
@@ -669,7 +669,8 @@ pub(super) fn pick<'w>(
     }
     let state = &mut pools[slot];
     state.sync(pool);
-    let index = pool.pick(state, worker.now_ms(), &mut || worker.random(), tried)?;
+    let index =
+        pool.pick(state, worker.now_ms(), &mut || worker.random(), &Wish { tried, ..Wish::default() })?;
     state.started(index);
     Ok(InFlight { worker, slot: pool.slot, address: pool.endpoints[index].state.address })
 }
@@ -677,7 +678,9 @@ pub(super) fn pick<'w>(
 /// Whether a retry could go anywhere else.
 fn other_endpoint(worker: &Worker, pool: &CompiledPool, tried: &[SocketAddr]) -> bool {
     let now = worker.now_ms();
-    pool.endpoints.iter().any(|e| !e.draining && e.state.available(now) && !tried.contains(&e.state.address))
+    pool.endpoints
+        .iter()
+        .any(|e| !e.ir.draining && e.state.available(now) && !tried.contains(&e.state.address))
 }
 
 /// One try at one endpoint, up to and including the response's head.

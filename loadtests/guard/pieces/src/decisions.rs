@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use fieldgate_core::balance::{CompiledPool, PoolState};
+use fieldgate_core::balance::{CompiledPool, PoolState, Wish};
 use fieldgate_core::filter::{edit_headers, rewrite};
 use fieldgate_core::ir::{self, ConnectionFacts, ListenerKey, ObjectKey, PathMatch, PoolKey};
 use fieldgate_core::split::{CompiledSplit, SplitState};
@@ -34,40 +34,22 @@ pub fn rule(id: &str, path: PathMatch, weights: &[u32]) -> ir::Rule {
     ir::Rule {
         id: id.into(),
         matches: vec![ir::Match { path, ..ir::Match::default() }].into(),
-        filters: Vec::new().into(),
         backends: weights.iter().enumerate().map(backend).collect(),
-        timeouts: ir::Timeouts::default(),
-        retry: None,
-        split: None,
-        grpc: false,
+        ..ir::Rule::default()
     }
 }
 
 /// A pool of so many endpoints.
 pub fn pool(name: &str, endpoints: u16, balance: ir::Balance) -> ir::Pool {
-    let endpoint = |n: u16| ir::Endpoint {
-        address: SocketAddr::from(([10, 0, 1, n as u8], 8080)),
-        weight: 1,
-        zone: None,
-        draining: false,
-        workload: None,
+    let endpoint = |n: u16| ir::Endpoint::new(SocketAddr::from(([10, 0, 1, n as u8], 8080)));
+    let endpoints = ir::Endpoints::Static((0..endpoints).map(endpoint).collect());
+    let service = ir::ServiceIdentity {
+        host: format!("{name}.default.svc.cluster.local").into(),
+        name: name.into(),
+        namespace: "default".into(),
+        ..ir::ServiceIdentity::default()
     };
-    ir::Pool {
-        key: pool_key(name),
-        endpoints: ir::Endpoints::Static((0..endpoints).map(endpoint).collect()),
-        protocol: ir::Protocol::Http1,
-        balance,
-        health: None,
-        limits: ir::PoolLimits::default(),
-        service: ir::ServiceIdentity {
-            host: format!("{name}.default.svc.cluster.local").into(),
-            name: name.into(),
-            namespace: "default".into(),
-            workload: "unknown".into(),
-            app: "unknown".into(),
-            version: "unknown".into(),
-        },
-    }
+    ir::Pool { balance, service, ..ir::Pool::of(pool_key(name), endpoints) }
 }
 
 fn pool_key(name: &str) -> PoolKey {
@@ -168,7 +150,7 @@ fn split(measure: &mut Measure<'_>) {
 
 fn pick(measure: &mut Measure<'_>) {
     for (name, balance) in
-        [("pick/round-robin", ir::Balance::RoundRobin), ("pick/least-request", ir::Balance::LeastRequest)]
+        [("pick/round-robin", ir::Balance::RoundRobin), ("pick/least-request", ir::Balance::default())]
     {
         let pool = CompiledPool::compile(None, Arc::new(pool("shop", 8, balance)), 0);
         let mut state = PoolState::default();
@@ -178,7 +160,8 @@ fn pick(measure: &mut Measure<'_>) {
             random ^ (random >> 32)
         };
         measure(name, &mut || {
-            let at = pool.pick(black_box(&mut state), 1000, &mut draw, &[]).expect("all are there");
+            let at =
+                pool.pick(black_box(&mut state), 1000, &mut draw, &Wish::default()).expect("all are there");
             state.started(at);
             state.finished(pool.endpoints[at].address());
         });

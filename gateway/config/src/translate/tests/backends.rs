@@ -21,13 +21,14 @@ fn pools(texts: &[&str]) -> Vec<String> {
         Endpoints::Static(list) => list
             .iter()
             .map(|e| {
-                let zone = e.zone.as_ref().map_or(String::new(), |z| format!("@{z}"));
+                let zone = e.zone().map_or(String::new(), |z| format!("@{z}"));
                 format!("{}*{}{zone}{}", e.address, e.weight, if e.draining { "!" } else { "" })
             })
             .collect::<Vec<_>>(),
-        Endpoints::Dns(names) => {
-            names.iter().map(|n| format!("{}:{}*{}", n.host, n.port, n.weight)).collect()
-        }
+        Endpoints::Dns { names, .. } => names
+            .iter()
+            .map(|n| format!("{}:{}*{}", n.host, n.endpoint.address.port(), n.endpoint.weight))
+            .collect(),
     };
     let line =
         |p: &std::sync::Arc<ir::Pool>| format!("{} {:?} {}", p.key, p.protocol, ends(&p.endpoints).join(" "));
