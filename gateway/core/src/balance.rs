@@ -59,6 +59,11 @@ impl CompiledEndpoint {
     pub fn address(&self) -> SocketAddr {
         self.state.address
     }
+
+    /// Whether it gets no new requests: by configuration, or by an operator.
+    pub fn is_draining(&self) -> bool {
+        self.ir.draining || self.state.is_drained()
+    }
 }
 
 /// What a request brings to the choice.
@@ -209,7 +214,8 @@ impl CompiledPool {
         if let Some(at) = self.scan(random, &usable) {
             return Ok(at);
         }
-        let healthy = |at: usize| self.endpoints[at].state.is_healthy();
+        let healthy =
+            |at: usize| self.endpoints[at].state.is_healthy() && !self.endpoints[at].state.is_drained();
         let untried = |at: usize| healthy(at) && !tried.contains(&self.endpoints[at].state.address);
         if let Some(at) = self.scan(random, &untried) {
             state.panics += 1;
@@ -221,7 +227,7 @@ impl CompiledPool {
     fn why_none(&self, healthy: impl Fn(usize) -> bool) -> NoEndpoint {
         if self.endpoints.is_empty() {
             NoEndpoint::Empty
-        } else if self.serving.is_empty() {
+        } else if self.endpoints.iter().all(CompiledEndpoint::is_draining) {
             NoEndpoint::AllDraining
         } else if self.serving.iter().any(|i| healthy(*i as usize)) {
             NoEndpoint::AllTried

@@ -24,6 +24,8 @@ pub struct EndpointState {
     pub address: SocketAddr,
     pool: Arc<PoolShared>,
     healthy: AtomicBool,
+    degraded: AtomicBool,
+    drained: AtomicBool,
     ejected_until_ms: AtomicU64,
     failures: AtomicU32,
     ejections: AtomicU32,
@@ -39,6 +41,8 @@ impl EndpointState {
             address,
             pool,
             healthy: AtomicBool::new(true),
+            degraded: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             ejected_until_ms: AtomicU64::new(0),
             failures: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
@@ -73,9 +77,38 @@ impl EndpointState {
         self.healthy.load(Relaxed)
     }
 
-    /// Whether it can be chosen: healthy and not left alone.
+    /// Active checks say that it answers but would rather not be asked; says whether that is news.
+    pub fn set_degraded(&self, degraded: bool) -> bool {
+        self.set(&self.degraded, degraded)
+    }
+
+    /// Whether active checks say so.
+    pub fn is_degraded(&self) -> bool {
+        self.degraded.load(Relaxed)
+    }
+
+    /// An operator takes it out of service, or puts it back; says whether that is news. It gets no new requests and
+    /// finishes those that it has.
+    pub fn set_drained(&self, drained: bool) -> bool {
+        self.set(&self.drained, drained)
+    }
+
+    /// Whether an operator took it out of service.
+    pub fn is_drained(&self) -> bool {
+        self.drained.load(Relaxed)
+    }
+
+    fn set(&self, flag: &AtomicBool, value: bool) -> bool {
+        let changed = flag.swap(value, Relaxed) != value;
+        if changed {
+            self.pool.changed();
+        }
+        changed
+    }
+
+    /// Whether it can be chosen: healthy, not left alone, not taken out of service.
     pub fn available(&self, now_ms: u64) -> bool {
-        self.is_healthy() && !self.is_ejected(now_ms)
+        self.is_healthy() && !self.is_drained() && !self.is_ejected(now_ms)
     }
 
     /// Whether it is left alone after failures.
