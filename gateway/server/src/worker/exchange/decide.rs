@@ -1,0 +1,181 @@
+//! What a request's head alone decides: listener, policies, route, filters, backend. No socket is touched here.
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use fieldgate_core::ir::{ConnectionFacts, Filter};
+use fieldgate_core::route::Entry;
+use fieldgate_core::{HeaderId, Method, RequestHead, ResponseHead, filter};
+use fieldgate_plugins::cors;
+
+use super::{Decision, Forward, Log, Request};
+use crate::published::Published;
+use crate::worker::local::Answer;
+use crate::worker::{Connection, Worker, forward, mirror};
+
+/// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
+pub(super) fn decide<'p>(
+    worker: &Worker,
+    conn: &Connection,
+    published: &'p Published,
+    request: &mut Request,
+    log: &mut Log<'p>,
+) -> Decision<'p> {
+    match decide_or_answer(worker, conn, published, request, log) {
+        Ok(to) => Decision::Forward(to),
+        Err(answer) if request.head.is_grpc() && answer.status >= 400 => Decision::Answer(answer.into_grpc()),
+        Err(answer) => Decision::Answer(answer),
+    }
+}
+
+#[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
+fn decide_or_answer<'p>(
+    worker: &Worker,
+    conn: &Connection,
+    published: &'p Published,
+    request: &mut Request,
+    log: &mut Log<'p>,
+) -> Result<Forward<'p>, Answer> {
+    let head = &mut request.head;
+    if head.method == Method::Connect {
+        return Err(Answer::new(405, "connect_not_supported", "-", "CONNECT is not supported\n"));
+    }
+    let not_found = || Answer::new(404, "route_not_found", "NR", "no route\n");
+    let table = published.snapshot.address(conn.bound).ok_or_else(not_found)?;
+    let listener = table.listener_for(head.host()).ok_or_else(not_found)?;
+    if let Some(sni) = &conn.sni
+        && table.listener_for(sni).is_some_and(|by_sni| !Arc::ptr_eq(by_sni, listener))
+    {
+        // The handshake was for another listener: its certificates and policies were another's (RFC 9110 section 15.5.20).
+        return Err(Answer::new(421, "misdirected_request", "-", "misdirected request\n"));
+    }
+    log.listener = Some(listener);
+    let trusted_hops = listener.ir.client.trusted_hops;
+    let client = conn.client(head.headers.get_id(HeaderId::XForwardedFor), trusted_hops);
+    if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
+        let facts = ConnectionFacts {
+            peer: conn.peer.ip().to_canonical(),
+            client,
+            local: conn.local,
+            sni: conn.sni.as_deref(),
+        };
+        let decision = authorizer.decide(head, &facts);
+        for rule in decision.matches() {
+            worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+        }
+        if !decision.allowed {
+            return Err(Answer::new(403, decision.details(), "-", "RBAC: access denied"));
+        }
+    }
+    let entry = listener.route(head).ok_or_else(not_found)?;
+    log.entry = Some(entry);
+    let rule = &entry.rule;
+    forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
+    let port = conn.local.port();
+    for filter in &rule.ir.filters {
+        apply(filter, entry, head, port, log)?;
+    }
+    if rule.ir.backends.is_empty() {
+        return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
+    }
+    let choice = {
+        let mut splits = worker.splits.borrow_mut();
+        let slot = rule.slot as usize;
+        if splits.len() <= slot {
+            splits.resize_with(slot + 1, Default::default);
+        }
+        rule.split.choose(&mut splits[slot], head, client, worker.random())
+    };
+    let Some(choice) = choice else {
+        return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n"));
+    };
+    worker.count_choice(rule, choice.backend);
+    log.backend = Some(choice.backend);
+    let backend = &rule.backends[choice.backend];
+    let mut copies = None;
+    let mirrored = request.upgrade.is_none();
+    if mirrored && !rule.mirrors.is_empty() {
+        mirror::copy(worker, rule, &rule.mirrors, head, &mut copies);
+    }
+    for filter in &backend.filters {
+        apply(filter, entry, head, port, log)?;
+    }
+    if mirrored && !backend.mirrors.is_empty() {
+        mirror::copy(worker, rule, &backend.mirrors, head, &mut copies);
+    }
+    let slot = match &backend.pool {
+        Ok(slot) => *slot,
+        Err(why) => {
+            log.failure = Some(why.to_string());
+            return Err(Answer::new(500, "backend_invalid", "-", "backend is not valid\n"));
+        }
+    };
+    let Some(pool) = published.snapshot.pool(slot) else {
+        return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
+    };
+    log.pool = Some(pool);
+    let issue_cookie = choice.issue_cookie;
+    Ok(Forward {
+        rule,
+        backend: choice.backend,
+        pool,
+        issue_cookie,
+        copies,
+        tee: None,
+        waiting: Cell::default(),
+    })
+}
+
+/// A filter's effect on the request.
+#[allow(clippy::result_large_err)] // see `decide_or_answer`
+fn apply(
+    filter: &Filter,
+    entry: &Entry,
+    head: &mut RequestHead,
+    port: u16,
+    log: &mut Log<'_>,
+) -> Result<(), Answer> {
+    match filter {
+        Filter::RequestHeaders(edit) => filter::edit_headers(edit, &mut head.headers),
+        Filter::Rewrite(rewrite) => {
+            if rewrite.path.is_some() {
+                log.original_path.get_or_insert_with(|| head.target.clone());
+            }
+            filter::rewrite(rewrite, entry.prefix_len, head);
+        }
+        Filter::Redirect(redirect) => {
+            return Err(of_local(filter::redirect(redirect, entry.prefix_len, head, port)));
+        }
+        Filter::Cors(policy) => {
+            if let Some(answer) = cors::preflight(policy, head) {
+                return Err(of_local(answer));
+            }
+        }
+        Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Fault(_) => {}
+    }
+    Ok(())
+}
+
+fn of_local(response: filter::LocalResponse) -> Answer {
+    let mut answer = Answer::new(response.status, response.details, "-", "");
+    for (name, value) in &response.headers {
+        answer.headers.push(name.as_bytes(), value.as_bytes());
+    }
+    answer.body = response.body;
+    answer
+}
+
+/// A filter's effect on the response.
+pub fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut ResponseHead) {
+    let filters = to.rule.backends[to.backend].filters.iter().chain(&to.rule.ir.filters);
+    for filter in filters {
+        match filter {
+            Filter::ResponseHeaders(edit) => filter::edit_headers(edit, &mut response.headers),
+            Filter::Cors(policy) => cors::apply(policy, request, &mut response.headers),
+            _ => {}
+        }
+    }
+    if let Some(cookie) = &to.issue_cookie {
+        response.headers.push_known(HeaderId::SetCookie, "set-cookie", cookie.as_bytes());
+    }
+}
