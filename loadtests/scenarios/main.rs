@@ -27,6 +27,7 @@ mod splits;
 mod stale;
 mod sticky;
 mod timeouts;
+mod tries;
 mod truncation;
 mod tunnels;
 mod upgrade;
@@ -98,6 +99,7 @@ const SCENARIOS: &[Scenario] = &[
         "a try whose time is up is made again, a request whose time is up gets 504",
         timeouts::run,
     ),
+    scenario("tries", "retries, hedges, budgets, queues, affinity, hashing, faults, ejection", tries::run),
     scenario("stale", "upstream connections that close fail no GET and resend no POST", stale::run),
     scenario("full-log", "an access log on a full disk is counted, and fails no request", faults::full_log),
     scenario(

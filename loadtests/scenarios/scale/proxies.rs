@@ -249,8 +249,11 @@ impl Way {
     pub fn make(&self, proxy: &Proxy, turn: usize) -> Result<(), String> {
         match self {
             Self::File { path, signal, .. } => {
-                std::fs::rename(beside(path), path)
-                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                // Asked for again, the file is in its place already.
+                if beside(path).exists() {
+                    std::fs::rename(beside(path), path)
+                        .map_err(|error| format!("{}: {error}", path.display()))?;
+                }
                 signal.map_or(Ok(()), |signal| proxy.process.signal(signal))
             }
             Self::Socket { path, commands } => haproxy::command(path, &commands[turn % 2]),

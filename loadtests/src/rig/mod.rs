@@ -7,7 +7,10 @@ pub mod cpu;
 pub mod http;
 pub mod ports;
 pub mod process;
+pub mod scripted;
 pub mod wait;
 
 pub use config::ConfigDir;
+pub use http::Response;
 pub use process::{Backend, Gateway, GatewayOptions, Process};
+pub use scripted::{Reply, Scripted};
