@@ -200,7 +200,7 @@ pub async fn exchange(
 }
 
 /// Records a request that was refused before it had a head to decide on.
-pub fn record_refusal(worker: &Worker, conn: &Connection, request: &Request, answer: &Answer) {
+pub fn record_refusal(worker: &Rc<Worker>, conn: &Connection, request: &Request, answer: &Answer) {
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };
     log.answer(answer);
@@ -208,7 +208,7 @@ pub fn record_refusal(worker: &Worker, conn: &Connection, request: &Request, ans
 }
 
 fn record(
-    worker: &Worker,
+    worker: &Rc<Worker>,
     conn: &Connection,
     published: &Published,
     request: &Request,
@@ -252,7 +252,7 @@ fn record(
     };
     worker.recorder.record(&outcome);
     if let Some(access_log) = &published.access_log {
-        access_log.log(&outcome);
+        worker.log(access_log, &outcome);
     }
 }
 

@@ -41,7 +41,8 @@ use fieldgate_wire::timer::Wheel;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::published::{Published, Shared};
-use crate::telemetry::Recorder;
+use crate::telemetry::access_log::{AccessLog, Batch};
+use crate::telemetry::{Outcome, Recorder};
 
 /// Size of a connection's read buffer in bytes.
 const BUFFER: usize = 16 * 1024;
@@ -52,6 +53,9 @@ const HEAD: usize = 4 * 1024;
 const EVENTS: usize = 64;
 /// Buffers and output vectors kept per worker when not in use.
 const RETAINED: usize = 512;
+
+/// How long lines of the access log are gathered.
+const LINES: Duration = Duration::from_millis(100);
 
 /// From the drain's deadline to the worker's end: for those cut off to be told, and to be on record.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -174,6 +178,8 @@ pub(crate) struct Worker {
     pub pools: RefCell<Vec<PoolState>>,
     pub upstreams: upstream::Upstreams,
     pub mirrors: mirror::Mirrors,
+    /// Lines of the access log that were not handed over yet.
+    lines: RefCell<Batch>,
     pub connections: Cell<u64>,
     pub requests: Cell<u64>,
     /// Connections and requests taken so far.
@@ -243,6 +249,7 @@ impl Worker {
             pools: RefCell::default(),
             upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone()),
             mirrors: mirror::Mirrors::default(),
+            lines: RefCell::default(),
             connections: Cell::new(0),
             requests: Cell::new(0),
             taken: Cell::new(0),
@@ -327,6 +334,20 @@ impl Worker {
         // The first quiet second after work is the time for what costs time.
         if self.taken_before.replace(taken) == taken && self.given_back_at.replace(taken) != taken {
             crate::memory::give_back();
+        }
+    }
+
+    /// Writes a line of the access log. It is handed over soon, with those of other requests.
+    pub fn log(self: &Rc<Self>, log: &Arc<AccessLog>, outcome: &Outcome<'_>) {
+        let mut lines = self.lines.borrow_mut();
+        let first = lines.is_empty();
+        log.log(&mut lines, outcome);
+        if first {
+            let (worker, log) = (self.clone(), log.clone());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(LINES).await;
+                log.hand_over(&mut worker.lines.borrow_mut());
+            });
         }
     }
 
@@ -473,6 +494,9 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
         }
     }
     worker.recorder.flush();
+    if let Some(log) = &worker.published().access_log {
+        log.hand_over(&mut worker.lines.borrow_mut());
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! One line per request, to standard output or a file.
 //!
-//! A worker writes the line into memory and tries to queue it; a thread of its own writes the queue out. Where that
-//! thread cannot keep up or cannot write, lines are dropped and counted: a request never waits for a log.
+//! A worker gathers lines in memory of its own and hands them over by the batch; a thread of its own writes them out. Where
+//! that thread cannot keep up or cannot write, lines are dropped and counted: a request never waits for a log.
 
+mod batch;
 mod format;
 mod operator;
 mod writer;
@@ -14,14 +15,15 @@ use std::{str::FromStr, sync::Arc};
 
 use metrics::Counter;
 
+pub use self::batch::Batch;
 use self::format::Compiled;
 use self::writer::Message;
 use super::{Outcome, Telemetry};
 
-/// Lines that may wait for the writer.
-const QUEUE_LINES: usize = 8192;
+/// Batches that may wait for the writer, of about [`batch::FULL`] bytes each.
+const QUEUE: usize = 256;
 
-/// Bytes of one line; what is longer is cut, so that the queue has a bound in bytes too.
+/// Bytes of one line; what is longer is cut, so that the queue has a bound in bytes.
 const MAX_LINE_BYTES: usize = 8192;
 
 /// What is logged, and where.
@@ -102,24 +104,31 @@ impl AccessLog {
     /// Opens the target and starts the thread that writes to it.
     pub fn open(options: &Options, telemetry: &Telemetry) -> Result<Arc<Self>, String> {
         let format = options.format.compile()?;
-        let (queue, messages) = sync_channel(QUEUE_LINES);
+        let (queue, messages) = sync_channel(QUEUE);
         let dropped = telemetry.access_log_dropped();
         writer::start(options.target.clone(), messages, dropped.clone())?;
         Ok(Arc::new(Self { format, queue, dropped }))
     }
 
-    /// Logs a request. Never waits.
-    pub fn log(&self, outcome: &Outcome<'_>) {
-        let mut line = Vec::with_capacity(384);
-        self.format.write(outcome, &mut line);
-        if line.len() >= MAX_LINE_BYTES {
-            line.truncate(MAX_LINE_BYTES - 1);
-        }
+    /// Logs a request into a worker's batch, and hands that over when it is full. Never waits.
+    pub fn log(&self, batch: &mut Batch, outcome: &Outcome<'_>) {
+        let line = batch.begin();
+        let start = line.len();
+        self.format.write(outcome, line);
+        line.truncate(start + MAX_LINE_BYTES - 1);
         line.push(b'\n');
+        if batch.end() {
+            self.hand_over(batch);
+        }
+    }
+
+    /// Gives the writer what a worker has gathered.
+    pub fn hand_over(&self, batch: &mut Batch) {
+        let Some((bytes, lines)) = batch.take() else { return };
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
-            self.queue.try_send(Message::Line(line))
+            self.queue.try_send(Message::Lines(bytes))
         {
-            self.dropped.increment(1);
+            self.dropped.increment(lines);
         }
     }
 
@@ -147,6 +156,13 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(1);
 
+    /// A batch of one line, handed over.
+    fn log(log: &AccessLog, outcome: &Outcome<'_>) {
+        let mut batch = Batch::default();
+        log.log(&mut batch, outcome);
+        log.hand_over(&mut batch);
+    }
+
     #[test]
     fn lines_reach_the_file_and_a_moved_file_is_opened_anew() {
         let dir = tempfile::tempdir().unwrap();
@@ -155,11 +171,11 @@ mod tests {
         let options = Options { target: Target::File(path.clone()), format };
         let log = AccessLog::open(&options, &Telemetry::new()).unwrap();
         let sample = Sample::default();
-        log.log(&sample.outcome());
+        self::log(&log, &sample.outcome());
         log.flush(LONG);
         std::fs::rename(&path, &moved).unwrap();
         log.reopen();
-        log.log(&Outcome { status: 503, ..sample.outcome() });
+        self::log(&log, &Outcome { status: 503, ..sample.outcome() });
         log.flush(LONG);
         assert_eq!(std::fs::read_to_string(moved).unwrap(), "GET 200\n");
         assert_eq!(std::fs::read_to_string(path).unwrap(), "GET 503\n");
@@ -171,7 +187,7 @@ mod tests {
         let options = Options { target: Target::File("/dev/full".into()), format };
         let telemetry = Telemetry::new();
         let log = AccessLog::open(&options, &telemetry).unwrap();
-        (0..3).for_each(|_| log.log(&Sample::default().outcome()));
+        (0..3).for_each(|_| self::log(&log, &Sample::default().outcome()));
         log.flush(LONG);
         assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 3\n"));
     }
@@ -183,7 +199,7 @@ mod tests {
         let dropped = telemetry.access_log_dropped();
         let log = AccessLog { format: Compiled::text("%PROTOCOL%").unwrap(), queue, dropped };
         for _ in 0..3 {
-            log.log(&Sample::default().outcome());
+            self::log(&log, &Sample::default().outcome());
         }
         assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 2\n"));
     }
@@ -194,12 +210,12 @@ mod tests {
         let (queue, messages) = sync_channel(1);
         let dropped = telemetry.access_log_dropped();
         let log = Arc::new(AccessLog { format: Compiled::text("%PROTOCOL%").unwrap(), queue, dropped });
-        log.log(&Sample::default().outcome());
+        self::log(&log, &Sample::default().outcome());
         let flushing = std::thread::spawn({
             let log = log.clone();
             move || log.flush(LONG)
         });
-        assert!(matches!(messages.recv(), Ok(Message::Line(_))));
+        assert!(matches!(messages.recv(), Ok(Message::Lines(_))));
         let Ok(Message::Flush(done)) = messages.recv() else { panic!("not a flush") };
         assert!(!flushing.is_finished());
         done.send(()).unwrap();
@@ -214,9 +230,28 @@ mod tests {
         let log = AccessLog { format: Compiled::text("%REQ(:PATH)%").unwrap(), queue, dropped };
         let mut sample = Sample::default();
         sample.head.set_target(&format!("/{}", "a".repeat(MAX_LINE_BYTES)));
-        log.log(&sample.outcome());
-        let Message::Line(line) = messages.recv().unwrap() else { panic!("not a line") };
+        self::log(&log, &sample.outcome());
+        let Message::Lines(line) = messages.recv().unwrap() else { panic!("not a line") };
         assert_eq!((line.len(), line.last()), (MAX_LINE_BYTES, Some(&b'\n')));
+    }
+
+    #[test]
+    fn a_full_batch_is_handed_over_by_itself_and_counted_if_dropped() {
+        let telemetry = Telemetry::new();
+        let (queue, messages) = sync_channel(1);
+        let dropped = telemetry.access_log_dropped();
+        let log = AccessLog { format: Compiled::text("%REQ(:PATH)%").unwrap(), queue, dropped };
+        let (mut batch, mut sample) = (Batch::default(), Sample::default());
+        sample.head.set_target(&format!("/{}", "a".repeat(1022)));
+        for _ in 0..32 {
+            log.log(&mut batch, &sample.outcome());
+        }
+        assert!(batch.is_empty());
+        assert!(matches!(messages.try_recv(), Ok(Message::Lines(lines)) if lines.len() == 32 * 1024));
+        for _ in 0..70 {
+            log.log(&mut batch, &sample.outcome());
+        }
+        assert!(telemetry.render(|_| ()).contains("fieldgate_access_log_dropped_total 32\n"));
     }
 
     #[test]

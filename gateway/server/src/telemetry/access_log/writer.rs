@@ -11,7 +11,7 @@ use metrics::Counter;
 
 use super::Target;
 
-/// How long lines are gathered before they are written, while there are any. A worker that queues a line then need not
+/// How long batches are gathered before they are written, while there are any. A worker that queues one then need not
 /// wake the thread, which would cost it a system call.
 const GATHER: Duration = Duration::from_millis(20);
 
@@ -20,8 +20,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 
 /// What the thread is told.
 pub(super) enum Message {
-    /// A line, with its end.
-    Line(Vec<u8>),
+    /// Lines, each with its end.
+    Lines(Vec<u8>),
     /// The file was moved away.
     Reopen,
     /// Say when everything before this is written.
@@ -74,8 +74,8 @@ impl Writer {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Line(line) => {
-                self.batch.extend_from_slice(&line);
+            Message::Lines(lines) => {
+                self.batch.extend_from_slice(&lines);
                 if self.batch.len() >= BATCH_BYTES {
                     self.write();
                 }
