@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use fieldgate_core::{HeaderId, Headers};
 use fieldgate_wire::buffer::{PooledBuf, copy_to_bytes};
 use fieldgate_wire::h1::{BodyKind, ChunkedDecoder, Decoded, Malformed, write_chunk_size};
@@ -23,6 +23,9 @@ use super::upstream::Lease;
 /// Body bytes are copied behind a head or a chunk size as long as both are not more than this: one plain write is cheaper
 /// than a gathering one, by more than so short a copy costs.
 const GATHER: usize = 2048;
+
+/// Small pieces of an HTTP/2 body are put together up to about so many bytes.
+const GATHERED: usize = 4096;
 
 /// Why a side failed.
 #[derive(Debug)]
@@ -413,7 +416,7 @@ impl H2Side {
             match ready!(recv.poll_data(cx)) {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
-                    self.current = data;
+                    self.current = if data.len() < GATHER { gather(recv, cx, data) } else { data };
                     return Poll::Ready(Ok(Piece::Data(self.current.len())));
                 }
                 Some(Err(e)) => return Poll::Ready(Err(e.into())),
@@ -476,6 +479,25 @@ impl H2Side {
         }
         Ok(())
     }
+}
+
+/// Small pieces that are there together go on together: a frame costs more than copying what is in it, and where one
+/// message ends and the next begins is not for frames to tell (RFC 9113 section 8.1).
+fn gather(recv: &mut RecvStream, cx: &mut Context<'_>, first: Bytes) -> Bytes {
+    let mut gathered: Option<BytesMut> = None;
+    // What else it may say, that it is over or broken, it says again when asked for the next piece.
+    while let Poll::Ready(Some(Ok(more))) = recv.poll_data(cx) {
+        let gathered = gathered.get_or_insert_with(|| {
+            let mut gathered = BytesMut::with_capacity(GATHERED);
+            gathered.extend_from_slice(&first);
+            gathered
+        });
+        gathered.extend_from_slice(&more);
+        if gathered.len() >= GATHERED {
+            break;
+        }
+    }
+    gathered.map_or(first, BytesMut::freeze)
 }
 
 impl Side {
