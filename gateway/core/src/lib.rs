@@ -4,11 +4,15 @@
 //! crate for `wasm32-unknown-unknown` to keep it so.
 
 pub mod balance;
+pub mod fault;
 pub mod filter;
 pub mod head;
 pub mod ir;
+pub mod limits;
 pub mod mirror;
+pub mod outlier;
 pub mod path;
+pub mod retry;
 pub mod route;
 pub mod snapshot;
 pub mod split;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::PoolShared;
+use crate::outlier::Record;
 
 /// Failures in a row after which an endpoint is left alone. A refused connection needs no second one.
 const FAILURES: u32 = 3;
@@ -31,6 +32,8 @@ pub struct EndpointState {
     ejections: AtomicU32,
     connections: AtomicU32,
     waiting: AtomicU32,
+    /// What became of its requests, for outlier detection.
+    pub record: Record,
 }
 
 impl EndpointState {
@@ -48,6 +51,7 @@ impl EndpointState {
             ejections: AtomicU32::new(0),
             connections: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
+            record: Record::default(),
         }
     }
 

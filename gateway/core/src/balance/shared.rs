@@ -6,6 +6,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use crate::outlier::Counters;
+
 /// Shared by all workers.
 #[derive(Debug, Default)]
 pub struct PoolShared {
@@ -13,6 +15,8 @@ pub struct PoolShared {
     epoch: AtomicU64,
     /// Held while somebody decides about an ejection, so that the bound on how many there may be is exact.
     pub ejecting: Mutex<()>,
+    /// Outliers.
+    pub ejections: Counters,
     /// Requests in flight, counted if they are limited.
     pub requests: Gauge,
     /// Retries in flight, counted if they are limited.

@@ -8,6 +8,8 @@ use rustc_hash::FxHashMap;
 
 use super::CompiledPool;
 use super::weighted::below;
+use crate::limits::LimitState;
+use crate::outlier::Tally;
 
 /// Belongs to one worker and a pool slot. Follows the pool by itself when endpoints come and go.
 #[derive(Debug, Default)]
@@ -20,6 +22,7 @@ pub struct PoolState {
     /// Of endpoints that have left the pool with requests in flight, and may come back.
     departed: FxHashMap<SocketAddr, EndpointLocal>,
     turns: Turns,
+    pub(crate) limits: LimitState,
 }
 
 /// What one worker knows about one endpoint. Follows its address when endpoints come and go.
@@ -27,6 +30,8 @@ pub struct PoolState {
 pub struct EndpointLocal {
     /// Requests in flight.
     pub in_flight: u32,
+    /// What became of tries, until it is given to all.
+    pub tally: Tally,
 }
 
 impl PoolState {
@@ -87,6 +92,11 @@ impl PoolState {
             Some(at) => self.endpoints.get_mut(*at as usize),
             None => self.departed.get_mut(&address),
         }
+    }
+
+    /// This worker's requests in flight.
+    pub fn in_flight_total(&self) -> u32 {
+        self.endpoints.iter().chain(self.departed.values()).map(|local| local.in_flight).sum()
     }
 
     pub(super) fn in_flight_of(&self, endpoint: usize) -> u32 {

@@ -189,7 +189,7 @@ pub enum AffinityCarrier {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fault {
     /// All of these request headers must be there with these values; names in lower case.
-    pub headers: Vec<(Arc<str>, super::ValueMatch)>,
+    pub headers: Vec<(Arc<str>, Arc<str>)>,
     /// So many millionths of requests wait so long.
     pub delay: Option<(u32, Duration)>,
     /// So many millionths of requests get this answer.
