@@ -5,7 +5,9 @@
 //! flight, whose turn it is) is in its [`PoolState`]. No allocation and, while most endpoints are available, constant
 //! time per choice. Nothing here opens a connection or reads a clock.
 
+pub mod affinity;
 mod endpoint;
+mod hash_policy;
 mod shared;
 mod state;
 mod weighted;
@@ -16,6 +18,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 pub use endpoint::EndpointState;
+pub use hash_policy::{RequestHash, request_hash};
 pub use shared::{Gauge, PoolShared};
 pub use state::{EndpointLocal, PoolState};
 

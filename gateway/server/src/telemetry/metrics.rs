@@ -35,11 +35,17 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 
 const UNKNOWN: &str = "unknown";
 
-const COUNTERS: [(&str, &str); 7] = [
+const COUNTERS: [(&str, &str); 13] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
-    ("fieldgate_upstream_retries_total", "Requests tried again at another endpoint, by pool."),
+    ("fieldgate_upstream_retries_total", "Tries after the first, by pool."),
+    ("fieldgate_upstream_retries_refused_total", "Requests that got no other try, by pool and reason."),
+    ("fieldgate_upstream_hedges_total", "Tries begun beside one that was slow, by pool."),
+    ("fieldgate_upstream_hedges_won_total", "Those of them that answered first, by pool."),
+    ("fieldgate_upstream_refused_total", "Requests refused for the sake of a pool, by pool and reason."),
+    ("fieldgate_upstream_ejections_total", "Endpoints found to be outliers, by pool and reason."),
+    ("fieldgate_faults_injected_total", "Faults injected on purpose, by pool and fault."),
     ("fieldgate_mirror_requests_total", "Copies of requests for mirrors, by rule, pool and outcome."),
     ("fieldgate_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
     ("fieldgate_authz_total", "Requests that matched an authorization policy, by policy and action."),

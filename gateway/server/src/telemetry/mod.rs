@@ -8,6 +8,7 @@ pub mod exposition;
 mod metrics;
 mod mirrors;
 pub mod outcome;
+mod pool_events;
 mod recorder;
 mod series;
 #[cfg(test)]
@@ -16,4 +17,5 @@ mod testing;
 pub use metrics::{Telemetry, backend_name, route_of};
 pub use mirrors::{MirrorCounts, MirrorOutcome};
 pub use outcome::{Outcome, Stages};
+pub use pool_events::PoolEvent;
 pub use recorder::Recorder;

@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use super::metrics::{IstioLabels, IstioSeries, Telemetry};
 use super::mirrors::MirrorCounts;
 use super::outcome::{Outcome, STAGES};
+use super::pool_events::{PoolEvent, PoolEvents};
 use super::series::LocalHistogram;
 
 /// Flushes without a request after which a cell is forgotten. Its counts are safe in the shared series; forgetting it
@@ -23,7 +24,7 @@ pub struct Recorder {
     cells: RefCell<FxHashMap<CellKey, SeriesCell>>,
     stages: [LocalHistogram; STAGES.len()],
     connections: RefCell<FxHashMap<ListenerKey, Connections>>,
-    retries: RefCell<FxHashMap<PoolKey, LocalCounter>>,
+    pool_events: PoolEvents,
     authz: RefCell<FxHashMap<AuthzKey, AuthzCell>>,
     /// By address, as with [`CellKey`].
     mirrors: RefCell<FxHashMap<usize, Rc<MirrorCounts>>>,
@@ -80,7 +81,7 @@ impl Recorder {
             cells: RefCell::default(),
             stages: Default::default(),
             connections: RefCell::default(),
-            retries: RefCell::default(),
+            pool_events: PoolEvents::default(),
             authz: RefCell::default(),
             mirrors: RefCell::default(),
         }
@@ -121,15 +122,9 @@ impl Recorder {
         self.with_connections(listener, |c| c.active.decrement(1.0));
     }
 
-    /// Counts another try at a pool.
-    pub fn retried(&self, pool: &PoolKey) {
-        let mut retries = self.retries.borrow_mut();
-        if let Some(counter) = retries.get(pool) {
-            return counter.add();
-        }
-        let shared =
-            self.telemetry.counter("fieldgate_upstream_retries_total", &[("pool", &pool.to_string())]);
-        retries.entry(pool.clone()).or_insert(LocalCounter::new(shared)).add();
+    /// Counts what happened on the way to a pool.
+    pub fn pool_event(&self, pool: &PoolKey, event: PoolEvent) {
+        self.pool_events.add(&self.telemetry, pool, event);
     }
 
     /// Counts a request that matched a policy.
@@ -157,7 +152,7 @@ impl Recorder {
             local.flush(self.telemetry.stage(stage));
         }
         self.connections.borrow().values().for_each(|c| _ = c.total.flush());
-        self.retries.borrow().values().for_each(|c| _ = c.flush());
+        self.pool_events.flush();
         self.authz.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
         self.mirrors.borrow_mut().retain(|_, counts| MirrorCounts::flush(counts) < IDLE_FLUSHES);
     }
@@ -349,7 +344,7 @@ mod tests {
         recorder.connection_opened(&sample.listener);
         recorder.connection_opened(&sample.listener);
         recorder.connection_closed(&sample.listener);
-        recorder.retried(&sample.pool.key);
+        recorder.pool_event(&sample.pool.key, PoolEvent::Retry);
         let policy =
             ObjectKey { kind: "AuthorizationPolicy", namespace: "default".into(), name: "deny".into() };
         recorder.authz(&policy, PolicyAction::Deny, true);

@@ -1,23 +1,24 @@
 //! Pools that limit their connections: which endpoint has room, and waiting until one has.
 //!
-//! A request that finds every endpoint at its limit waits, in a bounded queue and for a bounded time, and is refused
-//! after that (Envoy: overflow, `UO`). Pools without a limit never come here for more than the choice of an endpoint.
+//! A request that finds every endpoint at its limit, or as many requests in flight as the pool may have, waits, in a bounded
+//! queue and for a bounded time, and is refused after that (Envoy: overflow, `UO`). Pools without a limit never come here
+//! for more than the choice of an endpoint.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldgate_core::balance::{CompiledPool, EndpointState, NoEndpoint};
+use fieldgate_core::balance::{CompiledPool, EndpointState, NoEndpoint, PoolShared, Wish};
+use fieldgate_core::ir::PoolLimits;
 use smallvec::SmallVec;
 
 use super::Worker;
 use super::exchange::{self, InFlight};
 use super::local::Answer;
 use super::upstream::Room;
+use crate::telemetry::PoolEvent;
 
-/// Requests that may wait for one pool on one worker (Envoy's default of pending requests).
-const QUEUE: u32 = 1024;
 /// How often who waits looks for room without being told; more seldom when many wait, for all of them look.
 const LOOK: Duration = Duration::from_millis(20);
 const LOOKERS: u32 = 16;
@@ -38,17 +39,17 @@ pub fn pick<'w>(
     worker: &'w Worker,
     pool: &CompiledPool,
     http2: bool,
-    tried: &[SocketAddr],
+    wish: &Wish<'_>,
     waited: bool,
 ) -> Result<InFlight<'w>, NoPlace> {
-    if pool.ir.limits.max_connections == u32::MAX {
-        return exchange::pick(worker, pool, tried).map_err(NoPlace::NoEndpoint);
+    if !limits_places(&pool.ir.limits) {
+        return exchange::pick(worker, pool, wish).map_err(NoPlace::NoEndpoint);
     }
-    let queue = !waited && worker.upstreams.room(pool.slot).waiting() > 0;
-    let mut passed: SmallVec<[SocketAddr; 4]> = tried.into();
+    let queue = !waited && worker.upstreams.room(pool).waiting() > 0;
+    let mut passed: SmallVec<[SocketAddr; 4]> = wish.tried.into();
     let mut full = SmallVec::new();
     loop {
-        let in_flight = match exchange::pick(worker, pool, &passed) {
+        let mut in_flight = match exchange::pick(worker, pool, &Wish { tried: &passed, ..*wish }) {
             Ok(in_flight) => in_flight,
             Err(none) if full.is_empty() => return Err(NoPlace::NoEndpoint(none)),
             Err(_) => return Err(NoPlace::Full(full)),
@@ -56,41 +57,56 @@ pub fn pick<'w>(
         let address = in_flight.address;
         let endpoint = pool.endpoints.iter().find(|e| e.state.address == address);
         match endpoint {
-            Some(e) if queue || !worker.upstreams.has_room(pool, &e.state, http2) => {
+            Some(e)
+                if queue
+                    || in_flight.is_one_too_many(pool)
+                    || !worker.upstreams.has_room(pool, &e.state, http2) =>
+            {
                 full.push(e.state.clone());
                 passed.push(address);
             }
-            _ => return Ok(in_flight),
+            _ => {
+                in_flight.room = Some(worker.upstreams.room(pool));
+                return Ok(in_flight);
+            }
         }
     }
+}
+
+fn limits_places(limits: &PoolLimits) -> bool {
+    limits.max_connections != u32::MAX
+        || limits.max_pool_connections != u32::MAX
+        || limits.max_requests_per_endpoint != u32::MAX
 }
 
 /// A request that waits. Others see it as long as this lives.
 pub struct Queued {
     room: Rc<Room>,
+    pool: Arc<PoolShared>,
     full: SmallVec<[Arc<EndpointState>; 4]>,
     until: Instant,
 }
 
 impl Queued {
-    /// Joins the queue, if that is not full. Waits until `limit`, the pool's connect timeout at the longest.
+    /// Joins the queue, if that is not full. Waits until `limit`, the pool's queue timeout at the longest.
     pub fn begin(
         worker: &Worker,
         pool: &CompiledPool,
         full: SmallVec<[Arc<EndpointState>; 4]>,
         limit: Option<Instant>,
     ) -> Option<Self> {
-        let room = worker.upstreams.room(pool.slot);
-        if room.waiting() >= QUEUE {
+        let limits = &pool.ir.limits;
+        if !pool.shared.pending.enter(limits.max_pending) {
             return None;
         }
-        let timeout = pool.ir.limits.connect_timeout;
+        let room = worker.upstreams.room(pool);
+        let timeout = limits.queue_timeout.unwrap_or(limits.connect_timeout);
         let until = Instant::now() + if timeout.is_zero() { LONGEST } else { timeout };
         let until = limit.map_or(until, |limit| limit.min(until));
         room.set_waiting(room.waiting() + 1);
         full.iter().for_each(|endpoint| endpoint.set_waiting(true));
         worker.upstreams.call_for_room();
-        Some(Self { room, full, until })
+        Some(Self { room, pool: pool.shared.clone(), full, until })
     }
 
     /// Waits until it is worth another try. `false`: the time is up.
@@ -105,13 +121,22 @@ impl Queued {
 
 impl Drop for Queued {
     fn drop(&mut self) {
+        self.pool.pending.leave();
         self.room.set_waiting(self.room.waiting() - 1);
         self.full.iter().for_each(|endpoint| endpoint.set_waiting(false));
     }
 }
 
 /// What a client hears whose request found no place in time.
-pub fn overflow() -> Answer {
+pub fn overflow(worker: &Worker, pool: &CompiledPool) -> Answer {
+    worker.recorder.pool_event(&pool.ir.key, PoolEvent::Refused("connections"));
+    full()
+}
+
+/// The same, uncounted.
+pub fn full() -> Answer {
     let details = "upstream_reset_before_response_started{overflow}";
-    Answer::new(503, details, "UO", "too many connections to the upstream\n")
+    let mut answer = Answer::new(503, details, "UO", "too many connections to the upstream\n");
+    answer.headers.push(b"retry-after", b"1");
+    answer
 }

@@ -4,7 +4,10 @@
 
 mod attempt;
 mod decide;
+mod fault;
+mod hedge;
 mod respond;
+mod retries;
 mod tries;
 
 use std::cell::Cell;
@@ -15,19 +18,22 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use fieldgate_core::balance::CompiledPool;
-use fieldgate_core::ir::ListenerKey;
+use fieldgate_core::balance::{CompiledPool, Wish};
+use fieldgate_core::fault::FaultDecision;
+use fieldgate_core::ir::{Affinity, ListenerKey};
 use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
 use fieldgate_core::{Headers, RequestHead, ResponseHead};
 use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
+use smallvec::SmallVec;
 
 pub(super) use self::attempt::{Opened, open, speaks_http2};
 pub(super) use self::decide::apply_to_response;
-pub(super) use self::tries::{InFlight, pick, recycle};
+pub(super) use self::tries::{InFlight, pick, recycle, tell};
 use super::capacity::Queued;
 use super::local::Answer;
+use super::replay::Replay;
 use super::side::{Side, SideError, Transfer};
 use super::upstream::StreamGuard;
 use super::{Connection, Worker, mirror};
@@ -106,12 +112,43 @@ pub(super) struct Log<'p> {
     pub(super) bytes_received: u64,
     pub(super) bytes_sent: u64,
     attempts: u32,
+    /// The route would have another try, but there were as many as it may have, or no time.
+    exhausted: bool,
+    /// It would have had another try, but the pool's budget of retries was used up.
+    over_budget: bool,
     original_path: Option<String>,
     /// When it was over, if the clock was read then.
     pub(super) ended: Option<Instant>,
 }
 
 impl Log<'_> {
+    /// What one of several tries has learned.
+    fn take_try(&mut self, of: Log<'_>) {
+        self.attempts += of.attempts;
+        self.stages.connect = of.stages.connect.or(self.stages.connect);
+        self.stages.first_byte = of.stages.first_byte.or(self.stages.first_byte);
+        self.stages.queue = self.stages.queue.or(of.stages.queue);
+        self.upstream_local = of.upstream_local.or(self.upstream_local);
+        self.bytes_received = self.bytes_received.max(of.bytes_received);
+        self.failure = of.failure.or(self.failure.take());
+    }
+
+    /// With Envoy's words for retries that were used up (`URX`) and for those that were too many for the pool (`UO`).
+    fn all_flags(&self) -> &'static str {
+        match (self.flags, self.exhausted, self.over_budget) {
+            ("-", true, _) => "URX",
+            ("UF", true, _) => "UF,URX",
+            ("UC", true, _) => "UC,URX",
+            ("UT", true, _) => "UT,URX",
+            ("UPE", true, _) => "UPE,URX",
+            ("-", false, true) => "UO",
+            ("UC", false, true) => "UC,UO",
+            ("UT", false, true) => "UT,UO",
+            ("UPE", false, true) => "UPE,UO",
+            (flags, ..) => flags,
+        }
+    }
+
     fn answer(&mut self, answer: &Answer) {
         self.status = answer.status;
         self.flags = answer.flags;
@@ -131,10 +168,49 @@ pub(super) struct Forward<'p> {
     rule: &'p CompiledRule,
     backend: usize,
     pool: &'p CompiledPool,
-    issue_cookie: Option<String>,
+    /// What the choice of an endpoint looks at, apart from those tried.
+    wish: Wish<'static>,
+    /// Cookies that the response sets.
+    cookies: SmallVec<[String; 1]>,
+    /// The route keeps a client at one endpoint.
+    affinity: Option<&'p Affinity>,
+    /// When the request must be over.
+    limit: Option<Instant>,
+    /// Longest time without a byte moving.
+    idle: Duration,
+    fault: Option<Box<FaultDecision>>,
     copies: Option<Box<mirror::Copies>>,
     tee: Option<Rc<mirror::Tee>>,
+    replay: Option<Rc<Replay>>,
     waiting: Cell<Option<Queued>>,
+}
+
+impl<'p> Forward<'p> {
+    /// Where it goes.
+    pub fn pool(&self) -> &'p CompiledPool {
+        self.pool
+    }
+
+    /// When the request must be over.
+    pub fn limit(&self) -> Option<Instant> {
+        self.limit
+    }
+
+    /// When a try that begins now must have a response's head.
+    fn limit_of_try(&self, begun: Instant) -> Option<Instant> {
+        let of_route = self.rule.ir.timeouts.backend_request;
+        let of_retry = self.rule.ir.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        let of_try = [of_route, of_retry].into_iter().flatten().filter(|t| !t.is_zero());
+        of_try.map(|t| begun + t).chain(self.limit).min()
+    }
+
+    /// Sets the deadline of an exchange in which a byte has just moved.
+    pub fn set(&self, deadline: &Deadline) {
+        match self.limit {
+            Some(limit) => deadline.set_at(limit.min(Instant::now() + self.idle).into()),
+            None => deadline.set(self.idle),
+        }
+    }
 }
 
 /// How an attempt at an upstream failed before a response began.
@@ -235,7 +311,7 @@ fn record(
         status: log.status,
         response,
         grpc_status: log.grpc_status,
-        flags: log.flags,
+        flags: log.all_flags(),
         details: &log.details,
         failure: log.failure.as_deref(),
         started: request.started,

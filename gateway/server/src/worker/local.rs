@@ -36,18 +36,38 @@ impl Answer {
         Self { status, details: details.into(), flags, headers: Headers::new(), body: Cow::Borrowed(body) }
     }
 
+    /// A gRPC answer with this status.
+    pub fn grpc(
+        status: u16,
+        details: impl Into<Cow<'static, str>>,
+        flags: &'static str,
+        body: &'static str,
+    ) -> Self {
+        Self { status: 200, ..Self::new(200, details, flags, body) }.with_grpc_status(status)
+    }
+
     /// As a gRPC client can read it: status 200 and the status in the head ("trailers-only").
-    pub fn into_grpc(mut self) -> Self {
+    pub fn into_grpc(self) -> Self {
+        // It has its gRPC status already.
+        if self.headers.has(HeaderId::GrpcStatus) {
+            return self;
+        }
         let code = match self.status {
             400 => 13,
             401 => 16,
             403 => 7,
             404 => 12,
+            // A client that sets a deadline waits for this one.
+            504 if self.flags == "UT" => 4,
             429 | 502 | 503 | 504 => 14,
             _ => 2,
         };
+        self.with_grpc_status(code)
+    }
+
+    fn with_grpc_status(mut self, code: u16) -> Self {
         self.headers.push(b"content-type", b"application/grpc");
-        self.headers.push(b"grpc-status", u8::to_string(&code).as_bytes());
+        self.headers.push(b"grpc-status", code.to_string().as_bytes());
         self.headers.push(b"grpc-message", self.body.trim_end().as_bytes());
         self.status = 200;
         self.body = Cow::Borrowed("");

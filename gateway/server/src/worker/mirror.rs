@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use fieldgate_core::balance::CompiledPool;
+use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::mirror::{CompiledMirror, MirrorState};
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::{HeaderId, Method, RequestHead};
@@ -162,21 +162,27 @@ impl Flight {
         let mut stale_tries = 0;
         loop {
             let http2 = exchange::speaks_http2(pool, &copied.head, false);
-            let in_flight = match capacity::pick(worker, pool, http2, &tried, false) {
+            let in_flight = match capacity::pick(
+                worker,
+                pool,
+                http2,
+                &Wish { tried: &tried, ..Wish::default() },
+                false,
+            ) {
                 Ok(in_flight) => in_flight,
                 // Places for which requests wait are not for copies.
                 Err(NoPlace::Full(_)) => return MirrorOutcome::Dropped,
                 Err(NoPlace::NoEndpoint(_)) => return MirrorOutcome::Failed,
             };
             let address = in_flight.address;
-            let state = pool.endpoints.iter().find(|e| e.state.address == address).map(|e| &e.state);
             let trouble = match self.attempt(pool, address, copied, body, &deadline).await {
-                Ok(()) => {
-                    state.inspect(|s| s.report_success());
-                    return MirrorOutcome::Sent;
-                }
+                Ok(()) => return MirrorOutcome::Sent,
                 Err(trouble) => trouble,
             };
+            // A copy that takes long, or is answered with an error, says little of an endpoint; one that cannot be sent does.
+            if !matches!(trouble, Failure::Timeout) {
+                in_flight.failed(pool, &trouble);
+            }
             match trouble {
                 Failure::ClientGone | Failure::Full => return MirrorOutcome::Dropped,
                 Failure::Broken { stale: true, unsent, .. }
@@ -187,17 +193,12 @@ impl Flight {
                     stale_tries += 1;
                 }
                 Failure::Connect(_) => {
-                    state.inspect(|s| _ = s.report_refused(worker.now_ms()));
                     tried.push(address);
                     if tried.len() >= CONNECT_TRIES as usize {
                         return MirrorOutcome::Failed;
                     }
                 }
-                Failure::Broken { .. } => {
-                    state.inspect(|s| _ = s.report_failure(worker.now_ms()));
-                    return MirrorOutcome::Failed;
-                }
-                Failure::Timeout | Failure::ClientError(_) | Failure::Refused(_) => {
+                Failure::Broken { .. } | Failure::Timeout | Failure::ClientError(_) | Failure::Refused(_) => {
                     return MirrorOutcome::Failed;
                 }
             }

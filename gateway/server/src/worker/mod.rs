@@ -4,6 +4,7 @@
 //! arrives through one shared pointer, commands through a channel. Nothing is compiled or resolved here.
 
 mod accept;
+mod admission;
 mod capacity;
 mod exchange;
 mod forward;
@@ -15,6 +16,7 @@ mod h1;
 mod h2;
 mod local;
 mod mirror;
+mod replay;
 mod side;
 mod tunnel;
 mod upstream;
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
-use fieldgate_core::balance::PoolState;
+use fieldgate_core::balance::{CompiledPool, PoolState};
 use fieldgate_core::ir::PoolKey;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::split::SplitState;
@@ -287,6 +289,16 @@ impl Worker {
         x.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
+    /// With what this worker knows about a pool.
+    pub fn with_pool<T>(&self, pool: &CompiledPool, then: impl FnOnce(&mut PoolState) -> T) -> T {
+        let mut pools = self.pools.borrow_mut();
+        let slot = pool.slot as usize;
+        if pools.len() <= slot {
+            pools.resize_with(slot + 1, Default::default);
+        }
+        then(&mut pools[slot])
+    }
+
     pub fn take_out(&self) -> Vec<u8> {
         self.outs.take().unwrap_or_else(|| Vec::with_capacity(1024))
     }
@@ -334,6 +346,18 @@ impl Worker {
         // The first quiet second after work is the time for what costs time.
         if self.taken_before.replace(taken) == taken && self.given_back_at.replace(taken) != taken {
             crate::memory::give_back();
+        }
+    }
+
+    /// Gives what this worker saw of endpoints to all, and judges by it when it is time. To be called once a second.
+    fn look_for_outliers(&self) {
+        let published = self.published();
+        for pool in published.snapshot.pools().filter(|pool| pool.ir.outlier.is_some()) {
+            let ejections =
+                self.with_pool(pool, |state| pool.tick(state, self.now_ms(), &mut || self.random()));
+            for ejection in &ejections {
+                exchange::tell(self, pool, ejection);
+            }
         }
     }
 
@@ -446,6 +470,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
             _ = second.tick() => {
                 worker.recorder.flush();
                 worker.upstreams.sweep(&worker);
+                worker.look_for_outliers();
                 worker.trim();
                 if worker.over.get() || end.is_some() && worker.connections.get() == 0 {
                     break;

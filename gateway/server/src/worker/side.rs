@@ -18,6 +18,7 @@ use tokio::io::AsyncWrite;
 
 use super::Worker;
 use super::mirror::Tee;
+use super::replay::Replay;
 use super::upstream::Lease;
 
 /// Body bytes are copied behind a head or a chunk size as long as both are not more than this: one plain write is cheaper
@@ -513,7 +514,7 @@ impl Side {
         }
     }
 
-    fn data(&self, len: usize) -> &[u8] {
+    pub(super) fn data(&self, len: usize) -> &[u8] {
         match self {
             Self::H1(s) => &s.input.filled()[..len],
             Self::H2(s) => &s.current[..len],
@@ -532,6 +533,13 @@ impl Side {
         match self {
             Self::H1(s) => matches!(s.read, Read::Length(left) if left == len as u64),
             Self::H2(s) => s.recv.as_ref().is_some_and(RecvStream::is_end_stream),
+        }
+    }
+
+    fn finish(&mut self, trailers: Option<&Headers>) -> Result<(), SideError> {
+        match self {
+            Self::H1(s) => s.finish(trailers),
+            Self::H2(s) => s.finish(trailers),
         }
     }
 
@@ -594,7 +602,7 @@ impl Side {
 /// One direction of an exchange.
 #[derive(Debug, Default)]
 pub struct Transfer {
-    /// Body bytes moved.
+    /// Body bytes that the source gave, over all tries.
     pub bytes: u64,
     /// Whether the whole body, trailers included, was handed over and flushed.
     pub done: bool,
@@ -603,6 +611,10 @@ pub struct Transfer {
     trailers: Option<Box<Headers>>,
     /// Where the bytes that the sink took go too.
     tee: Option<Rc<Tee>>,
+    /// What tries before this one have sent, and where what this one sends is kept for the next.
+    replay: Option<Rc<Replay>>,
+    /// How much of it the sink has taken.
+    replayed: usize,
 }
 
 /// Which side broke a transfer.
@@ -615,9 +627,10 @@ pub enum TransferError {
 }
 
 impl Transfer {
-    /// One that mirrors look on, if there are any.
-    pub fn teed(tee: Option<Rc<Tee>>) -> Self {
-        Self { tee, ..Self::default() }
+    /// One that mirrors look on, if there are any, and that can be made again, if need be.
+    pub fn upload(tee: Option<Rc<Tee>>, replay: Option<Rc<Replay>>) -> Self {
+        let bytes = replay.as_ref().map_or(0, |replay| replay.received());
+        Self { bytes, tee, replay, ..Self::default() }
     }
 
     /// The trailers that came, once the body is over.
@@ -633,6 +646,9 @@ impl Transfer {
         to: &mut Side,
     ) -> Poll<Result<(), TransferError>> {
         use TransferError::{Sink, Source};
+        if self.replay.is_some() && !self.ended {
+            ready!(self.poll_replay(cx, to)).map_err(Sink)?;
+        }
         while !self.ended {
             let piece = match from.poll_body(cx, &mut self.trailers) {
                 Poll::Ready(piece) => piece.map_err(Source)?,
@@ -647,11 +663,10 @@ impl Transfer {
                     if let Some(tee) = &self.tee {
                         tee.finish(self.trailers.as_deref());
                     }
-                    match to {
-                        Side::H1(s) => s.finish(self.trailers.as_deref()),
-                        Side::H2(s) => s.finish(self.trailers.as_deref()),
+                    if let Some(replay) = &self.replay {
+                        replay.finish(self.trailers.as_deref());
                     }
-                    .map_err(Sink)?;
+                    to.finish(self.trailers.as_deref()).map_err(Sink)?;
                 }
                 Piece::Data(len) => {
                     let last = from.ends_after(len);
@@ -674,6 +689,10 @@ impl Transfer {
                     if let Some(tee) = &self.tee {
                         tee.push(from.data(moved));
                     }
+                    if let Some(replay) = &self.replay {
+                        replay.push(from.data(moved));
+                        self.replayed += moved;
+                    }
                     from.consume(moved);
                     self.bytes += moved as u64;
                 }
@@ -681,6 +700,23 @@ impl Transfer {
         }
         ready!(to.poll_flush(cx)).map_err(Sink)?;
         self.done = true;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends what tries before this one have sent, before anything more is taken from the source.
+    fn poll_replay(&mut self, cx: &mut Context<'_>, to: &mut Side) -> Poll<Result<(), SideError>> {
+        let Some(replay) = &self.replay else { return Poll::Ready(Ok(())) };
+        while let Some(rest) = replay.rest(self.replayed) {
+            self.replayed += match to {
+                Side::H1(s) => ready!(s.poll_write_body(cx, &rest))?,
+                Side::H2(s) => ready!(s.poll_write_body(cx, &rest, None, replay.ends_with_bytes()))?,
+            };
+        }
+        if replay.has_ended() {
+            self.ended = true;
+            self.trailers = replay.trailers().map(Box::new);
+            to.finish(self.trailers.as_deref())?;
+        }
         Poll::Ready(Ok(()))
     }
 }

@@ -6,6 +6,7 @@
 //! has agreed: it might take it for another request.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
@@ -191,13 +192,14 @@ pub async fn carry(
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
+    address: SocketAddr,
 ) -> Option<(Side, bool)> {
     let Answered { side: up, guard: _guard, upload: body, .. } = answered;
     log.status = response.status;
     log.details = "via_upstream".into();
     let protocol = response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec);
     forward::prepare_response(response);
-    apply_to_response(to, &request.head, response);
+    apply_to_response(to, address, &request.head, response);
     match &mut down {
         Side::H1(side) => {
             side.make_room(worker);

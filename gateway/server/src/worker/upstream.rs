@@ -132,6 +132,7 @@ impl Upstreams {
         let lease = self.lease(pool, address)?;
         // Rare, and not to make every exchange larger.
         let stream = Box::pin(connect(address, &pool.ir.limits)).await.map_err(NoConnection::Failed)?;
+        lease.carries_one_more();
         Ok((stream, lease, false))
     }
 
@@ -141,6 +142,7 @@ impl Upstreams {
         while let Some(mut kept) = idle.pop() {
             // Readable means closed, or a response nobody asked for: neither can be used.
             if !kept.stream.io_mut().is_stale() {
+                kept.lease.carries_one_more();
                 return Some((kept.stream, kept.lease));
             }
         }
@@ -149,10 +151,13 @@ impl Upstreams {
 
     /// Keeps an HTTP/1 connection for the next request.
     pub fn keep(&self, pool: &CompiledPool, address: SocketAddr, stream: Stream, lease: Lease, now: Instant) {
+        if lease.is_worn_out(&pool.ir.limits, now) {
+            // Closed before it is counted as closed.
+            return drop(stream);
+        }
         if let Some(limit) = self.limit(pool)
             && lease.must_give_way(limit)
         {
-            // Closed before it is counted as closed.
             drop(stream);
             return lease.give_way();
         }
@@ -170,7 +175,7 @@ impl Upstreams {
         pool: &CompiledPool,
         address: SocketAddr,
     ) -> Result<(Shared, StreamGuard, bool), NoConnection> {
-        if let Some(shared) = self.free_stream(pool.slot, address) {
+        if let Some(shared) = self.free_stream(pool, address) {
             let guard = shared.take();
             return Ok((shared, guard, true));
         }
@@ -230,9 +235,18 @@ impl Upstreams {
     }
 
     /// Where requests wait for a pool.
-    pub fn room(&self, slot: u32) -> Rc<Room> {
+    pub fn room(&self, pool: &CompiledPool) -> Rc<Room> {
         let mut rooms = self.rooms.borrow_mut();
-        rooms.entry(slot).or_insert_with(|| Rc::new(Room::new(self.news.clone()))).clone()
+        let room = rooms.entry(pool.slot).or_insert_with(|| self.new_room(pool));
+        // The slot was another pool's.
+        if !room.is_of(&pool.shared) {
+            *room = self.new_room(pool);
+        }
+        room.clone()
+    }
+
+    fn new_room(&self, pool: &CompiledPool) -> Rc<Room> {
+        Rc::new(Room::new(pool.shared.clone(), self.news.clone()))
     }
 
     /// Whether an endpoint has a connection for one more request, or may get one.
@@ -246,7 +260,7 @@ impl Upstreams {
                 return true;
             }
         }
-        may_open(endpoint, open, &self.room(pool.slot), limit)
+        may_open(endpoint, open, &self.room(pool), limit)
     }
 
     /// Asks other workers to give way.
@@ -289,8 +303,7 @@ impl Upstreams {
     }
 
     fn limit(&self, pool: &CompiledPool) -> Option<Limit> {
-        let connections = pool.ir.limits.max_connections;
-        (connections != u32::MAX).then(|| Limit::new(connections, self.workers))
+        Some(Limit::new(&pool.ir.limits, self.workers)).filter(Limit::is_any)
     }
 
     fn lease(&self, pool: &CompiledPool, address: SocketAddr) -> Result<Lease, NoConnection> {
@@ -299,14 +312,14 @@ impl Upstreams {
             return Err(NoConnection::Failed(io::Error::other("the endpoint has left the pool")));
         };
         let open = self.endpoints.borrow_mut().entry((pool.slot, address)).or_default().open.clone();
-        let limit = Limit::new(pool.ir.limits.max_connections, self.workers);
-        Lease::take(&endpoint.state, &open, &self.room(pool.slot), limit).ok_or(NoConnection::Full)
+        let limit = Limit::new(&pool.ir.limits, self.workers);
+        Lease::take(&endpoint.state, &open, &self.room(pool), limit).ok_or(NoConnection::Full)
     }
 
-    fn free_stream(&self, slot: u32, address: SocketAddr) -> Option<Shared> {
+    fn free_stream(&self, pool: &CompiledPool, address: SocketAddr) -> Option<Shared> {
         let mut endpoints = self.endpoints.borrow_mut();
-        let shared = &mut endpoints.get_mut(&(slot, address))?.shared;
-        shared.retain(|s| s.alive.get());
+        let shared = &mut endpoints.get_mut(&(pool.slot, address))?.shared;
+        shared.retain(|s| s.alive.get() && !s.is_worn_out(&pool.ir.limits));
         shared.iter().filter(|s| s.has_stream()).min_by_key(|s| s.streams.get()).cloned()
     }
 
@@ -327,6 +340,7 @@ impl Upstreams {
             endpoint.idle.retain_mut(|kept| {
                 known
                     && (kept.keep.is_zero() || now.duration_since(kept.since) < kept.keep)
+                    && pool.is_some_and(|p| !kept.lease.is_worn_out(&p.ir.limits, now))
                     && !kept.stream.io_mut().is_stale()
             });
             let keep = pool.map_or(Duration::ZERO, |p| p.ir.limits.idle_timeout);
@@ -367,7 +381,17 @@ impl Shared {
         self.send.is_extended_connect_protocol_enabled()
     }
 
+    /// Whether it has carried all that it may, or is as old as it may become. Its streams go on; it closes after them.
+    fn is_worn_out(&self, limits: &PoolLimits) -> bool {
+        let limited =
+            limits.max_requests_per_connection != u32::MAX || !limits.max_connection_duration.is_zero();
+        limited && self.lease.upgrade().is_some_and(|lease| lease.is_worn_out(limits, Instant::now()))
+    }
+
     fn take(&self) -> StreamGuard {
+        if let Some(lease) = self.lease.upgrade() {
+            lease.carries_one_more();
+        }
         self.streams.set(self.streams.get() + 1);
         self.used.set(Instant::now());
         StreamGuard { streams: self.streams.clone(), alive: self.alive.clone(), room: self.room.clone() }

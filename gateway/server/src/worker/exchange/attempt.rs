@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fieldgate_core::balance::CompiledPool;
 use fieldgate_core::ir::Protocol;
@@ -12,7 +12,7 @@ use fieldgate_core::{HeaderId, Headers, Method, RequestHead, ResponseHead, Versi
 use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_response};
 use fieldgate_wire::timer::{Deadline, with_deadline};
 
-use super::{Answered, Failure, Forward, Log, Request, STREAM_IDLE};
+use super::{Answered, Failure, Forward, Log, Request};
 use crate::worker::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
 use crate::worker::tunnel::{self, Asked};
 use crate::worker::upstream::{NoConnection, StreamGuard};
@@ -29,21 +29,16 @@ pub(super) async fn attempt(
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
-    limit: Option<Instant>,
 ) -> Result<Answered, Failure> {
     let begun = Instant::now();
     if log.attempts == 1 {
         log.stages.queue = Some(begun - request.started);
     }
-    let per_try = to.rule.ir.timeouts.backend_request.filter(|t| !t.is_zero()).map(|t| begun + t);
-    let limit = match (limit, per_try) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
+    let limit = to.limit_of_try(begun);
     let upgrading = request.upgrade.is_some().then_some(&*request);
     match limit {
         Some(limit) => deadline.set_at(limit.into()),
-        None => deadline.set(STREAM_IDLE),
+        None => deadline.set(to.idle),
     }
     let opened = {
         // Pinned here: given away, it would be kept twice.
@@ -65,10 +60,11 @@ pub(super) async fn attempt(
         worker,
         side,
         h2_response,
-        upload: Transfer::teed(to.tee.clone()),
+        upload: Transfer::upload(to.tee.clone(), to.replay.clone()),
         upload_failed: false,
         reused,
         any: false,
+        idle: to.idle,
     };
     let http2 = matches!(wait.side, Side::H2(_));
     let expects_continue = request.expects_continue;
@@ -214,6 +210,8 @@ struct Waiting<'w> {
     reused: bool,
     /// Whether the upstream sent any byte.
     any: bool,
+    /// Longest time without a byte.
+    idle: Duration,
 }
 
 impl Waiting<'_> {
@@ -259,7 +257,7 @@ impl Waiting<'_> {
                 }
                 match limit {
                     Some(limit) => deadline.set_at(limit.into()),
-                    None => deadline.set(STREAM_IDLE),
+                    None => deadline.set(self.idle),
                 }
                 deadline.poll_expired(cx).map(|()| Err(Failure::Timeout))
             }

@@ -1,17 +1,27 @@
 //! What a request's head alone decides: listener, policies, route, filters, backend. No socket is touched here.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use fieldgate_core::ir::{ConnectionFacts, Filter};
+use fieldgate_core::balance::{Wish, affinity, request_hash};
+use fieldgate_core::fault::{self, FaultDecision};
+use fieldgate_core::ir::{ConnectionFacts, Fault, Filter};
+use fieldgate_core::retry::grpc_timeout;
 use fieldgate_core::route::Entry;
+use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::{HeaderId, Method, RequestHead, ResponseHead, filter};
 use fieldgate_plugins::cors;
+use smallvec::SmallVec;
 
-use super::{Decision, Forward, Log, Request};
+use super::{Decision, Forward, Log, Request, STREAM_IDLE};
 use crate::published::Published;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker, forward, mirror};
+
+/// A stream that may be idle for ever is given up after this.
+const FOREVER: Duration = Duration::from_hours(24 * 365);
 
 /// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
 pub(super) fn decide<'p>(
@@ -72,33 +82,47 @@ fn decide_or_answer<'p>(
     let rule = &entry.rule;
     forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
     let port = conn.local.port();
+    let mut fault = None;
     for filter in &rule.ir.filters {
-        apply(filter, entry, head, port, log)?;
+        match filter {
+            Filter::Fault(wanted) => fault = injected(worker, wanted, head),
+            filter => apply(filter, entry, head, port, log)?,
+        }
     }
     if rule.ir.backends.is_empty() {
         return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
     }
-    let choice = {
+    let affinity = rule.ir.affinity.as_deref();
+    let named = affinity.and_then(|affinity| affinity::named(affinity, head));
+    let home = named.and_then(|endpoint| home_of(published, rule, endpoint));
+    let choice = if let Some(backend) = home {
+        Some((backend, None))
+    } else {
         let mut splits = worker.splits.borrow_mut();
         let slot = rule.slot as usize;
         if splits.len() <= slot {
             splits.resize_with(slot + 1, Default::default);
         }
-        rule.split.choose(&mut splits[slot], head, client, worker.random())
+        rule.split
+            .choose(&mut splits[slot], head, client, worker.random())
+            .map(|choice| (choice.backend, choice.issue_cookie))
     };
-    let Some(choice) = choice else {
+    let Some((chosen, issue_cookie)) = choice else {
         return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n"));
     };
-    worker.count_choice(rule, choice.backend);
-    log.backend = Some(choice.backend);
-    let backend = &rule.backends[choice.backend];
+    worker.count_choice(rule, chosen);
+    log.backend = Some(chosen);
+    let backend = &rule.backends[chosen];
     let mut copies = None;
     let mirrored = request.upgrade.is_none();
     if mirrored && !rule.mirrors.is_empty() {
         mirror::copy(worker, rule, &rule.mirrors, head, &mut copies);
     }
     for filter in &backend.filters {
-        apply(filter, entry, head, port, log)?;
+        match filter {
+            Filter::Fault(wanted) => fault = injected(worker, wanted, head).or(fault),
+            filter => apply(filter, entry, head, port, log)?,
+        }
     }
     if mirrored && !backend.mirrors.is_empty() {
         mirror::copy(worker, rule, &backend.mirrors, head, &mut copies);
@@ -114,16 +138,53 @@ fn decide_or_answer<'p>(
         return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
     };
     log.pool = Some(pool);
-    let issue_cookie = choice.issue_cookie;
+    let mut cookies: SmallVec<[String; 1]> = issue_cookie.into_iter().collect();
+    let mut wish = Wish { prefer: named, strict: affinity.is_some_and(|a| a.strict), ..Wish::default() };
+    if let Some(by) = pool.ir.balance.hash_by() {
+        let hashed = request_hash(by, head, client, &mut || worker.random());
+        wish.hash = hashed.hash;
+        cookies.extend(hashed.issue_cookie);
+    }
+    let timeouts = &rule.ir.timeouts;
     Ok(Forward {
         rule,
-        backend: choice.backend,
+        backend: chosen,
         pool,
-        issue_cookie,
+        wish,
+        cookies,
+        affinity,
+        limit: limit(rule, head, request.started),
+        idle: timeouts.idle.map_or(STREAM_IDLE, |idle| if idle.is_zero() { FOREVER } else { idle }),
+        fault,
         copies,
         tee: None,
+        replay: None,
         waiting: Cell::default(),
     })
+}
+
+/// What of a fault comes to this request.
+fn injected(worker: &Worker, fault: &Fault, head: &RequestHead) -> Option<Box<FaultDecision>> {
+    let decision = fault::decide(fault, head, &mut || worker.random());
+    (decision.delay.is_some() || decision.abort.is_some()).then(|| Box::new(decision))
+}
+
+/// The backend that has the endpoint to which a client's affinity binds it, whatever the weights are now.
+fn home_of(published: &Published, rule: &CompiledRule, endpoint: SocketAddr) -> Option<usize> {
+    rule.backends.iter().position(|backend| {
+        let pool = backend.pool.as_ref().ok().and_then(|slot| published.snapshot.pool(*slot));
+        pool.is_some_and(|pool| pool.endpoints.iter().any(|e| e.state.address == endpoint))
+    })
+}
+
+/// When a request must be over: the route's timeout, or the time that a gRPC client gives it, whichever is shorter.
+fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<Instant> {
+    let of_route = rule.ir.timeouts.request.filter(|t| !t.is_zero());
+    let of_client = match head.method {
+        Method::Post if head.is_grpc() => head.headers.get("grpc-timeout").and_then(grpc_timeout),
+        _ => None,
+    };
+    of_route.into_iter().chain(of_client).min().map(|timeout| started + timeout)
 }
 
 /// A filter's effect on the request.
@@ -166,7 +227,12 @@ fn of_local(response: filter::LocalResponse) -> Answer {
 }
 
 /// A filter's effect on the response.
-pub fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut ResponseHead) {
+pub fn apply_to_response(
+    to: &Forward<'_>,
+    endpoint: SocketAddr,
+    request: &RequestHead,
+    response: &mut ResponseHead,
+) {
     let filters = to.rule.backends[to.backend].filters.iter().chain(&to.rule.ir.filters);
     for filter in filters {
         match filter {
@@ -175,7 +241,12 @@ pub fn apply_to_response(to: &Forward<'_>, request: &RequestHead, response: &mut
             _ => {}
         }
     }
-    if let Some(cookie) = &to.issue_cookie {
+    // Only news is told: a client whose endpoint is the one that it named knows it.
+    if let Some(affinity) = to.affinity.filter(|_| to.wish.prefer != Some(endpoint)) {
+        let (name, value) = affinity::issue(affinity, endpoint, request.https);
+        response.headers.push(name.as_bytes(), value.as_bytes());
+    }
+    for cookie in &to.cookies {
         response.headers.push_known(HeaderId::SetCookie, "set-cookie", cookie.as_bytes());
     }
 }

@@ -1,18 +1,18 @@
 //! The way back: an upstream's response, or one of our own, to the client.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use fieldgate_core::outlier::Seen;
 use fieldgate_core::{HeaderId, Headers, Method, ResponseHead, Version};
 use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::{Deadline, with_deadline};
 use h2::Reason;
 
 use super::decide::apply_to_response;
-use super::tries::recycle;
+use super::tries::{InFlight, recycle};
 use super::{Answered, Forward, Log, Request, STREAM_IDLE};
 use crate::worker::local::{self, Answer};
 use crate::worker::side::{Side, SideError, Transfer, TransferError};
@@ -67,15 +67,15 @@ pub(super) async fn respond(
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
-    limit: Option<Instant>,
-    address: SocketAddr,
+    in_flight: &InFlight<'_>,
 ) -> Option<(Side, bool)> {
+    let address = in_flight.address;
     let Answered { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed, .. } =
         answered;
     log.status = response.status;
     log.details = "via_upstream".into();
     forward::prepare_response(response);
-    apply_to_response(to, &request.head, response);
+    apply_to_response(to, address, &request.head, response);
     let mut keep = request.keep_alive && !worker.draining.get();
     match &mut down {
         Side::H1(side) => {
@@ -119,7 +119,7 @@ pub(super) async fn respond(
     }
     let mut download = Transfer::default();
     let streamed =
-        poll_fn(|cx| poll_streams(cx, &mut down, &mut up, &mut upload, &mut download, deadline, limit)).await;
+        poll_fn(|cx| poll_streams(cx, &mut down, &mut up, &mut upload, &mut download, deadline, to)).await;
     log.bytes_received = upload.bytes;
     log.bytes_sent = download.bytes;
     let ended = Instant::now();
@@ -148,6 +148,7 @@ pub(super) async fn respond(
                     log.failure = Some(e.to_string());
                 }
                 End::Upstream(e) => {
+                    in_flight.saw(to.pool, Seen::Reset);
                     log.flags = "UC";
                     log.details = "upstream_reset_after_response_started{connection_termination}".into();
                     log.failure = Some(e.to_string());
@@ -157,7 +158,7 @@ pub(super) async fn respond(
                     log.details = "drain_deadline".into();
                 }
                 End::Idle => {
-                    log.flags = if limit.is_some() { "UT" } else { "SI" };
+                    log.flags = if to.limit.is_some() { "UT" } else { "SI" };
                     log.details = "stream_idle_timeout".into();
                 }
             }
@@ -193,7 +194,7 @@ fn poll_streams(
     upload: &mut Transfer,
     download: &mut Transfer,
     deadline: &Deadline,
-    limit: Option<Instant>,
+    to: &Forward<'_>,
 ) -> Poll<Result<(), End>> {
     if deadline.expired() {
         return Poll::Ready(Err(End::Idle));
@@ -222,13 +223,10 @@ fn poll_streams(
     if download.done {
         return Poll::Ready(Ok(()));
     }
-    match limit {
-        Some(limit) => deadline.set_at(limit.into()),
-        None => deadline.set(STREAM_IDLE),
-    }
+    to.set(deadline);
     deadline.poll_expired(cx).map(|()| Err(End::Idle))
 }
 
-fn grpc_status(headers: Option<&Headers>) -> Option<u16> {
+pub(super) fn grpc_status(headers: Option<&Headers>) -> Option<u16> {
     std::str::from_utf8(headers?.get_id(HeaderId::GrpcStatus)?).ok()?.parse().ok()
 }

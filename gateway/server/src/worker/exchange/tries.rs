@@ -1,58 +1,104 @@
 //! From a pool to an endpoint that has answered: choosing, trying, trying again.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::Duration;
 
 use fieldgate_core::ResponseHead;
 use fieldgate_core::balance::{CompiledPool, NoEndpoint, Wish};
+use fieldgate_core::outlier::{Ejection, Seen};
 use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
 use h2::Reason;
-use smallvec::SmallVec;
 
 use super::attempt::{attempt, speaks_http2};
-use super::respond::{respond, send_failure};
-use super::{Answered, CONNECT_TRIES, Failure, Forward, Log, Request, STALE_TRIES};
+use super::respond::{grpc_status, respond, send_failure};
+use super::retries::{Next, Tries};
+use super::{Answered, Failure, Forward, Log, Request, fault, hedge};
+use crate::telemetry::PoolEvent;
+use crate::worker::admission::Admitted;
 use crate::worker::capacity::{self, NoPlace, Queued};
 use crate::worker::local::Answer;
-use crate::worker::side::{H1Side, Side, SideError};
+use crate::worker::side::{H1Side, Side};
+use crate::worker::upstream::Room;
 use crate::worker::{Worker, tunnel};
-
-/// Endpoints that a request was sent to in vain.
-type Tried = SmallVec<[SocketAddr; 4]>;
 
 /// Tries endpoints until one answers, then streams the response.
 pub(super) async fn forward_request(
     worker: &Rc<Worker>,
     mut down: Side,
     request: &mut Request,
-    to: Forward<'_>,
+    mut to: Forward<'_>,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
-    let mut tried = Tried::new();
-    // Kept connections that turned out closed say nothing about an endpoint and do not use up its tries.
-    let (mut failed, mut stale) = (0, 0);
+    if let Some(fault) = to.fault.take() {
+        // Rare, and not to make every exchange larger.
+        if let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, log)).await {
+            return send_failure(down, request, answer, log, deadline).await;
+        }
+    }
+    let admitted = match Admitted::enter(worker, &to).await {
+        Ok(admitted) => admitted,
+        Err(answer) => return send_failure(down, request, answer, log, deadline).await,
+    };
+    to.replay = Tries::replay(&to, request);
+    let mut tries = Tries::new(worker);
+    let found = match to.rule.ir.retry.as_deref().and_then(|retry| retry.hedge) {
+        None => try_in_turn(worker, &mut down, request, &to, &mut tries, log, response, deadline).await,
+        Some(hedge) => {
+            // Rare, and not to make every exchange larger.
+            let side_by_side = hedge::or_in_turn(
+                worker, &mut down, request, &to, hedge, &mut tries, log, response, deadline,
+            );
+            Box::pin(side_by_side).await
+        }
+    };
+    let (answered, in_flight) = match found {
+        Ok(found) => found,
+        Err(Next::Answer(answer)) => return send_failure(down, request, answer, log, deadline).await,
+        // The other has been done.
+        Err(Next::ClientGone | Next::Again(_)) => {
+            log.status = 0;
+            log.flags = "DC";
+            log.details = "downstream_remote_disconnect".into();
+            down.abort(Reason::CANCEL);
+            return None;
+        }
+    };
+    if answered.switched {
+        // Rare, and not to make every exchange larger.
+        let tunnel =
+            tunnel::carry(worker, down, request, &to, answered, log, response, deadline, in_flight.address);
+        return Box::pin(tunnel).await;
+    }
+    let end = respond(worker, down, request, &to, answered, log, response, deadline, &in_flight).await;
+    admitted.ended(log.status);
+    end
+}
+
+/// One try after the other, until one has an answer to pass on.
+#[allow(clippy::too_many_arguments)]
+pub(super) async fn try_in_turn<'w>(
+    worker: &'w Rc<Worker>,
+    down: &mut Side,
+    request: &mut Request,
+    to: &Forward<'_>,
+    tries: &mut Tries<'w>,
+    log: &mut Log<'_>,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+) -> Result<(Answered, InFlight<'w>), Next> {
     let mut waited = false;
-    let retries = to.rule.ir.retry.as_ref();
-    let limit = to.rule.ir.timeouts.request.filter(|t| !t.is_zero()).map(|t| request.started + t);
-    let tries = retries.map_or(0, |r| r.attempts) + 1;
     loop {
         let http2 = speaks_http2(to.pool, &request.head, request.upgrade.is_some());
-        let in_flight = match capacity::pick(worker, to.pool, http2, &tried, waited) {
+        let wish = Wish { tried: &tries.tried, ..to.wish };
+        let in_flight = match capacity::pick(worker, to.pool, http2, &wish, waited) {
             Ok(in_flight) => in_flight,
-            Err(NoPlace::NoEndpoint(none)) => {
-                let answer = if tried.is_empty() {
-                    Answer::new(503, none.details(), none.flags(), "no healthy upstream\n")
-                } else {
-                    unreachable_upstream()
-                };
-                return send_failure(down, request, answer, log, deadline).await;
-            }
             Err(NoPlace::Full(full)) => {
-                let waiting = to.waiting.take().or_else(|| Queued::begin(worker, to.pool, full, limit));
+                let waiting = to.waiting.take().or_else(|| Queued::begin(worker, to.pool, full, to.limit));
                 if let Some(waiting) = waiting
                     && Box::pin(waiting.wait()).await
                 {
@@ -60,144 +106,54 @@ pub(super) async fn forward_request(
                     waited = true;
                     continue;
                 }
-                return send_failure(down, request, capacity::overflow(), log, deadline).await;
+                return Err(Next::Answer(capacity::overflow(worker, to.pool)));
             }
+            Err(why) => return Err(Next::Answer(no_place(why))),
         };
         let address = in_flight.address;
         log.attempts += 1;
         if log.attempts > 1 {
-            worker.recorder.retried(&to.pool.ir.key);
+            worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Retry);
         }
         log.upstream = Some(address);
-        let outcome = attempt(worker, &mut down, request, &to, address, log, response, deadline, limit).await;
-        let state = || to.pool.endpoints.iter().find(|e| e.state.address == address).map(|e| &e.state);
-        let now_ms = worker.now_ms();
-        let untouched = log.bytes_received == 0;
-        let failure = match outcome {
+        let outcome = attempt(worker, down, request, to, address, log, response, deadline).await;
+        let next = match outcome {
             Ok(answered) => {
-                if let Some(state) = state() {
-                    state.report_success();
+                in_flight.saw_response(to, request, response);
+                match tries.after_response(to, request, log, response, &answered, address) {
+                    None => return Ok((answered, in_flight)),
+                    Some(pause) => {
+                        discard(worker, answered, to, address);
+                        Next::Again(pause)
+                    }
                 }
-                let again = retries.is_some_and(|r| r.codes.contains(&response.status))
-                    && failed + 1 < tries
-                    && untouched
-                    && !answered.upload_failed;
-                if answered.switched {
-                    // Rare, and not to make every exchange larger.
-                    return Box::pin(tunnel::carry(
-                        worker, down, request, &to, answered, log, response, deadline,
-                    ))
-                    .await;
-                }
-                if again {
-                    drop(in_flight);
-                    discard(worker, answered, &to, address);
-                    failed += 1;
-                    before_retry(worker, &to, address, &mut tried).await;
-                    continue;
-                }
-                return respond(
-                    worker, down, request, &to, answered, log, response, deadline, limit, address,
-                )
-                .await;
             }
-            Err(failure) => failure,
+            Err(failure) => {
+                in_flight.failed(to.pool, &failure);
+                tries.after_failure(to, request, log, failure, address)
+            }
         };
         drop(in_flight);
-        let answer = match failure {
-            Failure::ClientGone => {
-                log.status = 0;
-                log.flags = "DC";
-                log.details = "downstream_remote_disconnect".into();
-                down.abort(Reason::CANCEL);
-                return None;
-            }
-            Failure::ClientError(error) => {
-                log.failure = Some(error.to_string());
-                let answer = Answer::new(400, "downstream_body_error", "DPE", "bad request body\n");
-                request.keep_alive = false;
-                return send_failure(down, request, answer, log, deadline).await;
-            }
-            // A kept connection that the peer had closed: nothing was lost but the write. The same endpoint is fine.
-            Failure::Broken { stale: true, unsent, .. }
-                if untouched && (unsent || request.head.method.is_idempotent()) && stale < STALE_TRIES =>
-            {
-                stale += 1;
-                continue;
-            }
-            // Another worker was faster.
-            Failure::Full => {
-                log.attempts -= 1;
-                continue;
-            }
-            Failure::Connect(error) => {
-                if let Some(state) = state() {
-                    state.report_refused(now_ms);
-                }
-                log.failure = Some(error.to_string());
-                failed += 1;
-                tried.push(address);
-                if failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
-                    continue;
-                }
-                unreachable_upstream()
-            }
-            Failure::Broken { error, unsent, .. } => {
-                if let Some(state) = state() {
-                    state.report_failure(now_ms);
-                }
-                log.failure = Some(error.to_string());
-                failed += 1;
-                tried.push(address);
-                let safe = untouched && (unsent || request.head.method.is_idempotent() || retries.is_some());
-                if safe && failed < CONNECT_TRIES.max(tries) && other_endpoint(worker, to.pool, &tried) {
-                    continue;
-                }
-                if matches!(error, SideError::Malformed(_)) {
-                    Answer::new(
-                        502,
-                        "upstream_reset_before_response_started{protocol_error}",
-                        "UPE",
-                        "upstream broke the protocol\n",
-                    )
-                } else {
-                    Answer::new(
-                        503,
-                        "upstream_reset_before_response_started{connection_termination}",
-                        "UC",
-                        "upstream closed the connection\n",
-                    )
-                }
-            }
-            Failure::Refused(answer) => answer,
-            // The try's time was up, not the request's.
-            Failure::Timeout
-                if untouched && failed + 1 < tries && limit.is_none_or(|limit| Instant::now() < limit) =>
-            {
-                failed += 1;
-                before_retry(worker, &to, address, &mut tried).await;
-                continue;
-            }
-            Failure::Timeout => Answer::new(504, "response_timeout", "UT", "upstream request timeout\n"),
-        };
-        return send_failure(down, request, answer, log, deadline).await;
+        match next {
+            Next::Again(Duration::ZERO) => {}
+            Next::Again(pause) => tokio::time::sleep(pause).await,
+            end => return Err(end),
+        }
     }
 }
 
-fn unreachable_upstream() -> Answer {
-    let details = "upstream_reset_before_response_started{connection_failure}";
-    Answer::new(503, details, "UF", "no upstream could be reached\n")
-}
-
-/// Pauses as the route says before a try elsewhere, or at the same endpoint if there is no other.
-async fn before_retry(worker: &Worker, to: &Forward<'_>, failed: SocketAddr, tried: &mut Tried) {
-    tried.push(failed);
-    if !other_endpoint(worker, to.pool, tried) {
-        tried.clear();
-    }
-    let pause = to.rule.ir.retry.as_ref().map(|retry| retry.backoff.base);
-    if let Some(pause) = pause.filter(|pause| !pause.is_zero()) {
-        tokio::time::sleep(pause).await;
+/// What a client hears when no endpoint could have its request.
+pub(super) fn no_place(why: NoPlace) -> Answer {
+    let none = match why {
+        NoPlace::NoEndpoint(none) => none,
+        NoPlace::Full(_) => return capacity::full(),
+    };
+    match none {
+        NoEndpoint::AllTried => {
+            let details = "upstream_reset_before_response_started{connection_failure}";
+            Answer::new(503, details, "UF", "no upstream could be reached\n")
+        }
+        _ => Answer::new(503, none.details(), none.flags(), "no healthy upstream\n"),
     }
 }
 
@@ -205,39 +161,111 @@ async fn before_retry(worker: &Worker, to: &Forward<'_>, failed: SocketAddr, tri
 pub struct InFlight<'w> {
     worker: &'w Worker,
     slot: u32,
+    /// Where requests wait for its end.
+    pub room: Option<Rc<Room>>,
+    /// Its place in the pool that it was chosen from.
+    index: usize,
     pub address: SocketAddr,
+}
+
+impl InFlight<'_> {
+    /// The endpoint has answered with this status, or failed in this way: its health depends on it.
+    pub fn saw(&self, pool: &CompiledPool, seen: Seen) {
+        let ejection = self.worker.with_pool(pool, |state| {
+            pool.report(state, self.index, seen, self.worker.now_ms(), self.worker.random())
+        });
+        if let Some(ejection) = ejection {
+            tell(self.worker, pool, &ejection);
+        }
+    }
+
+    /// As a gRPC server says it, if its answer has no more than a head.
+    pub(super) fn saw_response(&self, to: &Forward<'_>, request: &Request, response: &ResponseHead) {
+        let status = match response.status {
+            200 if request.head.is_grpc() => grpc_status(Some(&response.headers)).map_or(200, http_status),
+            status => status,
+        };
+        self.saw(to.pool, Seen::Status(status));
+    }
+
+    /// A try at it had no response.
+    pub fn failed(&self, pool: &CompiledPool, failure: &Failure) {
+        match failure {
+            // For want of descriptors or ports here, and no fault of the endpoint.
+            Failure::Connect(error) if is_ours(error) => {}
+            Failure::Connect(_) => self.saw(pool, Seen::ConnectFailed),
+            // The peer may close a connection that is not in use; and what it refuses it may refuse.
+            Failure::Broken { stale: true, .. } => {}
+            Failure::Broken { .. } => self.saw(pool, Seen::Reset),
+            Failure::Timeout => self.saw(pool, Seen::TimedOut),
+            Failure::Full | Failure::ClientGone | Failure::ClientError(_) | Failure::Refused(_) => {}
+        }
+    }
+
+    /// Whether the endpoint has more requests of this worker than it may have.
+    pub fn is_one_too_many(&self, pool: &CompiledPool) -> bool {
+        let limit = pool.ir.limits.max_requests_per_endpoint;
+        limit != u32::MAX && self.worker.pools.borrow()[self.slot as usize].in_flight(self.address) > limit
+    }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.worker.pools.borrow_mut()[self.slot as usize].finished(self.address);
+        if let Some(room) = &self.room {
+            room.freed();
+        }
     }
 }
 
 pub fn pick<'w>(
     worker: &'w Worker,
     pool: &CompiledPool,
-    tried: &[SocketAddr],
+    wish: &Wish<'_>,
 ) -> Result<InFlight<'w>, NoEndpoint> {
-    let mut pools = worker.pools.borrow_mut();
-    let slot = pool.slot as usize;
-    if pools.len() <= slot {
-        pools.resize_with(slot + 1, Default::default);
-    }
-    let state = &mut pools[slot];
-    state.sync(pool);
-    let index =
-        pool.pick(state, worker.now_ms(), &mut || worker.random(), &Wish { tried, ..Wish::default() })?;
-    state.started(index);
-    Ok(InFlight { worker, slot: pool.slot, address: pool.endpoints[index].state.address })
+    let index = worker.with_pool(pool, |state| {
+        let index = pool.pick(state, worker.now_ms(), &mut || worker.random(), wish)?;
+        state.started(index);
+        Ok(index)
+    })?;
+    Ok(InFlight { worker, slot: pool.slot, index, room: None, address: pool.endpoints[index].state.address })
 }
 
-/// Whether a retry could go anywhere else.
-fn other_endpoint(worker: &Worker, pool: &CompiledPool, tried: &[SocketAddr]) -> bool {
-    let now = worker.now_ms();
-    pool.endpoints
-        .iter()
-        .any(|e| !e.ir.draining && e.state.available(now) && !tried.contains(&e.state.address))
+/// Whether a connection could not be opened for want of something on this side: descriptors, memory, local ports.
+fn is_ours(error: &io::Error) -> bool {
+    // EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL.
+    matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105 | 99))
+}
+
+/// What a gRPC status says of a server's health, as an HTTP status (Envoy maps them so for outlier detection).
+fn http_status(grpc: u16) -> u16 {
+    match grpc {
+        0 => 200,
+        3 | 9 | 11 => 400,
+        16 => 401,
+        7 => 403,
+        5 => 404,
+        6 | 10 => 409,
+        8 => 429,
+        1 => 499,
+        12 => 501,
+        14 => 503,
+        4 => 504,
+        _ => 500,
+    }
+}
+
+/// An ejection is news for operators.
+pub fn tell(worker: &Worker, pool: &CompiledPool, ejection: &Ejection) {
+    let (reason, enforced) = (ejection.reason.as_str(), ejection.enforced);
+    worker.recorder.pool_event(&pool.ir.key, PoolEvent::Ejection(reason, enforced));
+    let for_time = Duration::from_millis(ejection.until_ms.saturating_sub(worker.now_ms()));
+    let (pool, endpoint) = (&pool.ir.key, ejection.address);
+    if enforced {
+        tracing::warn!(%pool, %endpoint, reason, ?for_time, "endpoint is ejected");
+    } else {
+        tracing::info!(%pool, %endpoint, reason, "endpoint would be ejected, but that is not enforced");
+    }
 }
 
 /// Gets rid of a response that is to be tried again elsewhere.
