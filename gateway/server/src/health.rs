@@ -1,10 +1,12 @@
 //! Active health checks of pools: asks each endpoint now and then, and marks it healthy or not.
 //!
-//! Runs on the control runtime. An endpoint of a pool is checked once, however many routes lead to it, and its state is
-//! the [`EndpointState`] that every worker reads, which survives reloads. It never chooses an endpoint: that is
-//! `fieldgate_core::balance`'s. Why these are not pingora-load-balancing's checks: `docs/decisions/0003-health-checks.md`.
+//! Runs on the control runtime. An address is checked once for all pools that want the same of it, however many routes
+//! lead there; the verdict goes to the [`EndpointState`] of each, which every worker reads and which survives reloads. It
+//! never chooses an endpoint: that is `fieldgate_core::balance`'s. Why these are not pingora-load-balancing's checks:
+//! `docs/decisions/0003-health-checks.md`.
 
 mod probe;
+mod watch;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -12,163 +14,157 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use fieldgate_core::balance::EndpointState;
-use fieldgate_core::ir::{HealthCheck, PoolKey, Protocol};
+use fieldgate_core::ir::HealthCheck;
 use fieldgate_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
-use tokio::task::AbortHandle;
+
+use probe::Version;
+use watch::{Check, Subject};
 
 /// Checks under way at once. More wait for their turn: a start with thousands of endpoints must not become a burst of
 /// connections.
 const CONCURRENT_PROBES: usize = 128;
 
+/// First checks that begin at the same moment are spread, so much for each ...
+const SPREAD_PER_CHECK: Duration = Duration::from_millis(1);
+
+/// ... but over no more than this: traffic waits for verdicts.
+const SPREAD_MAX: Duration = Duration::from_secs(2);
+
+type Running = HashMap<SocketAddr, Vec<Arc<Check>>>;
+
 /// The checks that are running.
 pub struct Checks {
-    running: HashMap<(PoolKey, SocketAddr), Check>,
+    running: Arc<ArcSwap<Running>>,
     permits: Arc<Semaphore>,
 }
 
-/// What is checked and how; a change of any part starts the check anew.
-#[derive(Clone)]
-struct Check {
-    state: Arc<EndpointState>,
+/// What one address is asked, and for whom.
+struct Wanted {
     settings: Arc<HealthCheck>,
-    protocol: Protocol,
-    task: AbortHandle,
+    version: Version,
+    subjects: Vec<Subject>,
+}
+
+impl Wanted {
+    fn is_for(&self, settings: &Arc<HealthCheck>, version: Version) -> bool {
+        self.version == version && (Arc::ptr_eq(&self.settings, settings) || self.settings == *settings)
+    }
 }
 
 impl Default for Checks {
     fn default() -> Self {
-        Self { running: HashMap::new(), permits: Arc::new(Semaphore::new(CONCURRENT_PROBES)) }
+        Self { running: Arc::default(), permits: Arc::new(Semaphore::new(CONCURRENT_PROBES)) }
     }
 }
 
 impl Checks {
     /// Checks exactly the endpoints that the snapshot wants checked. A check that stays as it is keeps running, with its
-    /// counts and its place in the interval.
+    /// counts and its place in the interval, whichever pools come and go.
     pub fn reconcile(&mut self, snapshot: &Snapshot) {
-        let mut wanted = HashSet::new();
-        for pool in snapshot.pools() {
-            let Some(settings) = &pool.ir.health else { continue };
-            for endpoint in &pool.endpoints {
-                let key = (pool.ir.key.clone(), endpoint.state.address);
-                self.ensure(&key, &endpoint.state, settings, pool.ir.protocol);
-                wanted.insert(key);
+        let before = self.running.load_full();
+        let mut started = Vec::new();
+        let mut watched = HashSet::new();
+        let mut now = Running::new();
+        for (address, list) in wanted(snapshot) {
+            for want in list {
+                watched.extend(want.subjects.iter().map(|subject| Arc::as_ptr(&subject.state)));
+                let known = before.get(&address).into_iter().flatten();
+                let check = match known.clone().find(|c| want.is_for(&c.settings, c.version)) {
+                    Some(check) => {
+                        check.follow(want.subjects);
+                        Arc::clone(check)
+                    }
+                    None => {
+                        let check = Arc::new(Check::new(address, want.settings, want.version, want.subjects));
+                        started.push(Arc::clone(&check));
+                        check
+                    }
+                };
+                now.entry(address).or_default().push(check);
             }
         }
-        self.running.retain(|key, check| {
-            let keep = wanted.contains(key);
-            if !keep {
-                check.task.abort();
-                // Nobody would ever mark it healthy again, should the endpoint stay without its check.
-                check.state.set_healthy(true);
+        let spread = SPREAD_MAX.min(SPREAD_PER_CHECK * started.len() as u32);
+        for check in started {
+            let delay = random_up_to(spread.min(check.settings.interval));
+            check.start(Arc::clone(&self.permits), delay);
+        }
+        for (address, checks) in &*before {
+            for check in checks {
+                if !now.get(address).is_some_and(|kept| kept.iter().any(|k| Arc::ptr_eq(k, check))) {
+                    check.stop();
+                }
+                check.release(|state| watched.contains(&Arc::as_ptr(state)));
             }
-            keep
-        });
+        }
+        self.running.store(Arc::new(now));
     }
 
     /// How many checks are running.
     pub fn len(&self) -> usize {
-        self.running.len()
+        self.running.load().values().map(Vec::len).sum()
     }
 
     /// Whether no check is running.
     pub fn is_empty(&self) -> bool {
-        self.running.is_empty()
+        self.len() == 0
     }
 
-    fn ensure(
-        &mut self,
-        key: &(PoolKey, SocketAddr),
-        state: &Arc<EndpointState>,
-        settings: &Arc<HealthCheck>,
-        protocol: Protocol,
-    ) {
-        if let Some(check) = self.running.get(key) {
-            if check.settings == *settings && check.protocol == protocol && Arc::ptr_eq(&check.state, state) {
-                return;
-            }
-            check.task.abort();
-        }
-        let watch = Watch {
-            pool: key.0.clone(),
-            state: Arc::clone(state),
-            settings: Arc::clone(settings),
-            protocol,
-            permits: Arc::clone(&self.permits),
-            tally: Tally::default(),
-        };
-        let task = tokio::spawn(watch.run()).abort_handle();
-        let check = Check { state: Arc::clone(state), settings: Arc::clone(settings), protocol, task };
-        self.running.insert(key.clone(), check);
+    /// What the checks have seen, for those who show it.
+    pub fn verdicts(&self) -> Verdicts {
+        Verdicts(Arc::clone(&self.running))
     }
 }
 
 impl Drop for Checks {
     fn drop(&mut self) {
-        for check in self.running.values() {
-            check.task.abort();
+        for check in self.running.load().values().flatten() {
+            check.stop();
         }
     }
 }
 
-struct Watch {
-    pool: PoolKey,
-    state: Arc<EndpointState>,
-    settings: Arc<HealthCheck>,
-    protocol: Protocol,
-    permits: Arc<Semaphore>,
-    tally: Tally,
-}
-
-impl Watch {
-    async fn run(mut self) {
-        loop {
-            let result = {
-                // The semaphore is never closed.
-                let _permit = self.permits.acquire().await;
-                probe::probe(self.state.address, &self.settings, self.protocol).await
-            };
-            self.judge(result);
-            tokio::time::sleep(self.settings.interval + random_up_to(self.settings.jitter)).await;
+/// What every address shall be asked, by the endpoints of all pools.
+fn wanted(snapshot: &Snapshot) -> HashMap<SocketAddr, Vec<Wanted>> {
+    let mut wanted: HashMap<SocketAddr, Vec<Wanted>> = HashMap::new();
+    for pool in snapshot.pools() {
+        let Some(settings) = &pool.ir.health else { continue };
+        let version = Version::of(settings, pool.ir.protocol);
+        for endpoint in &pool.endpoints {
+            let subject = Subject { pool: pool.ir.key.clone(), state: Arc::clone(&endpoint.state) };
+            let list = wanted.entry(endpoint.address()).or_default();
+            match list.iter_mut().find(|want| want.is_for(settings, version)) {
+                Some(want) => want.subjects.push(subject),
+                None => {
+                    let settings = Arc::clone(settings);
+                    list.push(Wanted { settings, version, subjects: vec![subject] });
+                }
+            }
         }
     }
-
-    fn judge(&mut self, result: Result<(), String>) {
-        let was = self.state.is_healthy();
-        let now = self.tally.count(was, result.is_ok(), &self.settings);
-        if now == was {
-            return;
-        }
-        self.state.set_healthy(now);
-        let (pool, endpoint) = (&self.pool, self.state.address);
-        match result {
-            Ok(()) => tracing::info!(%pool, %endpoint, "endpoint is healthy again"),
-            Err(reason) => tracing::warn!(%pool, %endpoint, reason, "endpoint is unhealthy"),
-        }
-    }
+    wanted
 }
 
-/// Results in a row.
-#[derive(Default)]
-struct Tally {
-    in_a_row: u32,
-    last: Option<bool>,
+/// A look at the checks that are running.
+#[derive(Clone, Default)]
+pub struct Verdicts(Arc<ArcSwap<Running>>);
+
+/// What a check has seen last.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Nothing yet: the first answer is awaited.
+    pub pending: bool,
+    /// Why the last check failed, if it did. One failure may be less than the threshold.
+    pub failure: Option<String>,
 }
 
-impl Tally {
-    /// Counts one result and says whether the endpoint is healthy now. The first result of a check decides alone, as
-    /// nothing is known before it (Envoy does the same); after that the thresholds hold.
-    fn count(&mut self, healthy: bool, success: bool, settings: &HealthCheck) -> bool {
-        if self.last.is_none() {
-            self.last = Some(success);
-            self.in_a_row = 1;
-            return success;
-        }
-        self.in_a_row = if self.last == Some(success) { self.in_a_row.saturating_add(1) } else { 1 };
-        self.last = Some(success);
-        let needed = if success { settings.healthy } else { settings.unhealthy };
-        if self.in_a_row >= needed { success } else { healthy }
+impl Verdicts {
+    /// Of this endpoint; `None` if it is not checked.
+    pub fn of(&self, state: &Arc<EndpointState>) -> Option<Verdict> {
+        let running = self.0.load();
+        running.get(&state.address)?.iter().find_map(|check| check.verdict_on(state))
     }
 }
 

@@ -1,12 +1,15 @@
 //! Thresholds by themselves, and checks against real endpoints.
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use fieldgate_core::ir::{Config, Endpoint, Endpoints, HealthKind, ObjectKey, Pool, Touched};
+use fieldgate_core::ir::{
+    Config, Endpoint, Endpoints, HealthKind, ObjectKey, Pool, PoolKey, Protocol, Touched,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
+use super::watch::Tally;
 use super::*;
 
 fn settings(healthy: u32, unhealthy: u32) -> HealthCheck {
@@ -31,12 +34,11 @@ fn settings(healthy: u32, unhealthy: u32) -> HealthCheck {
 fn check(healthy: u32, unhealthy: u32, results: &str, expected: &str) {
     let settings = settings(healthy, unhealthy);
     let mut tally = Tally::default();
-    let mut state = true;
     let seen: String = results
         .chars()
         .map(|result| {
-            state = tally.count(state, result == '+', &settings);
-            if state { '+' } else { '-' }
+            tally.count(result == '+', &settings);
+            if tally.verdict == Some(true) { '+' } else { '-' }
         })
         .collect();
     assert_eq!(seen, expected, "{results} with thresholds {healthy} and {unhealthy}");
@@ -65,6 +67,13 @@ fn jitter_stays_below_its_limit() {
 
 /// Answers every request with the current status, and reports each.
 async fn endpoint(status: Arc<AtomicU16>) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
+    endpoint_with(status, Arc::default()).await
+}
+
+async fn endpoint_with(
+    status: Arc<AtomicU16>,
+    degraded: Arc<AtomicBool>,
+) -> (SocketAddr, mpsc::UnboundedReceiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (asked, requests) = mpsc::unbounded_channel();
@@ -75,8 +84,9 @@ async fn endpoint(status: Arc<AtomicU16>) -> (SocketAddr, mpsc::UnboundedReceive
                 assert!(stream.read_buf(&mut request).await.unwrap() > 0);
             }
             let status = status.load(Ordering::Relaxed);
+            let more = if degraded.load(Ordering::Relaxed) { "X-Envoy-Degraded: 1\r\n" } else { "" };
             stream
-                .write_all(format!("HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n").as_bytes())
+                .write_all(format!("HTTP/1.1 {status} x\r\n{more}content-length: 0\r\n\r\n").as_bytes())
                 .await
                 .unwrap();
             asked.send(()).ok();
@@ -93,16 +103,33 @@ async fn judged(requests: &mut mpsc::UnboundedReceiver<()>) {
     }
 }
 
-fn config(address: SocketAddr, health: Option<HealthCheck>) -> Config {
-    let object = ObjectKey { kind: "Pool", namespace: "default".into(), name: "vms".into() };
-    let key = PoolKey { object, port: 0 };
-    let endpoints = Endpoints::Static(vec![Endpoint::new(address)]);
-    let pool = Pool { health: health.map(Arc::new), ..Pool::of(key.clone(), endpoints) };
-    Config { pools: [(key, Arc::new(pool))].into_iter().collect(), ..Config::default() }
+fn snapshot(
+    before: Option<&Snapshot>,
+    address: SocketAddr,
+    pools: &[(&str, Option<HealthCheck>)],
+) -> Snapshot {
+    let pools = pools.iter().map(|(name, health)| {
+        let object = ObjectKey { kind: "Pool", namespace: "default".into(), name: (*name).into() };
+        let key = PoolKey { object, port: 0 };
+        let endpoints = Endpoints::Static(vec![Endpoint::new(address)]);
+        let health = health.clone().map(Arc::new);
+        (key.clone(), Arc::new(Pool { health, ..Pool::of(key, endpoints) }))
+    });
+    let config = Config { pools: pools.collect(), ..Config::default() };
+    Snapshot::compile(before, config, &Touched::All, before.map_or(1, |before| before.generation + 1))
 }
 
 fn state(snapshot: &Snapshot) -> Arc<EndpointState> {
-    Arc::clone(&snapshot.pools().next().unwrap().endpoints[0].state)
+    state_in(snapshot, "vms")
+}
+
+fn state_in(snapshot: &Snapshot, name: &str) -> Arc<EndpointState> {
+    let pool = snapshot.pools().find(|pool| &*pool.ir.key.object.name == name).unwrap();
+    Arc::clone(&pool.endpoints[0].state)
+}
+
+fn tasks(checks: &Checks) -> Vec<tokio::task::Id> {
+    checks.running.load().values().flatten().map(|check| check.task()).collect()
 }
 
 #[tokio::test]
@@ -110,31 +137,97 @@ async fn an_endpoint_is_marked_as_it_answers_and_keeps_its_mark_over_reloads() {
     let status = Arc::new(AtomicU16::new(503));
     let (address, mut requests) = endpoint(Arc::clone(&status)).await;
     let mut checks = Checks::default();
-    let first = Snapshot::compile(None, config(address, Some(settings(1, 1))), &Touched::All, 1);
+    let first = snapshot(None, address, &[("vms", Some(settings(1, 1)))]);
     checks.reconcile(&first);
     judged(&mut requests).await;
     assert!(!state(&first).is_healthy());
+    let seen = checks.verdicts().of(&state(&first)).unwrap();
+    let failure = Some("status 503, expected 200-299".to_owned());
+    assert_eq!(seen, Verdict { pending: false, failure });
 
-    let task = checks.running.values().next().unwrap().task.id();
-    let second = Snapshot::compile(Some(&first), config(address, Some(settings(1, 1))), &Touched::All, 2);
+    let task = tasks(&checks);
+    let second = snapshot(Some(&first), address, &[("vms", Some(settings(1, 1)))]);
     checks.reconcile(&second);
     assert!(!state(&second).is_healthy());
-    assert_eq!(checks.running.values().next().unwrap().task.id(), task, "an equal check goes on");
+    assert_eq!(tasks(&checks), task, "an equal check goes on");
 
     status.store(200, Ordering::Relaxed);
     judged(&mut requests).await;
     assert!(state(&second).is_healthy());
+    assert_eq!(checks.verdicts().of(&state(&second)), Some(Verdict::default()));
 }
 
 #[tokio::test]
 async fn an_endpoint_without_its_check_is_taken_for_healthy() {
     let (address, mut requests) = endpoint(Arc::new(AtomicU16::new(503))).await;
     let mut checks = Checks::default();
-    let checked = Snapshot::compile(None, config(address, Some(settings(1, 1))), &Touched::All, 1);
+    let checked = snapshot(None, address, &[("vms", Some(settings(1, 1)))]);
     checks.reconcile(&checked);
     judged(&mut requests).await;
-    let unchecked = Snapshot::compile(Some(&checked), config(address, None), &Touched::All, 2);
+    let unchecked = snapshot(Some(&checked), address, &[("vms", None)]);
     checks.reconcile(&unchecked);
     assert!(checks.is_empty());
     assert!(state(&unchecked).is_healthy());
+    assert_eq!(checks.verdicts().of(&state(&unchecked)), None);
+}
+
+#[tokio::test]
+async fn an_address_in_several_pools_is_checked_once_for_all() {
+    let status = Arc::new(AtomicU16::new(503));
+    let (address, mut requests) = endpoint(Arc::clone(&status)).await;
+    let mut checks = Checks::default();
+    let same = || Some(settings(1, 1));
+    let first = snapshot(None, address, &[("vms", same()), ("canary", same())]);
+    checks.reconcile(&first);
+    judged(&mut requests).await;
+    assert_eq!(checks.len(), 1);
+    assert!(!state_in(&first, "vms").is_healthy() && !state_in(&first, "canary").is_healthy());
+
+    // A third one hears at once what is known, by the check that goes on.
+    let task = tasks(&checks);
+    let second = snapshot(Some(&first), address, &[("vms", same()), ("canary", same()), ("late", same())]);
+    checks.reconcile(&second);
+    assert_eq!(tasks(&checks), task);
+    assert!(!state_in(&second, "late").is_healthy());
+
+    // One leaves the check: nothing is held against it any more, whatever the check says of the others.
+    let third = snapshot(Some(&second), address, &[("vms", same()), ("canary", None), ("late", same())]);
+    checks.reconcile(&third);
+    assert_eq!(tasks(&checks), task);
+    assert!(!state_in(&third, "vms").is_healthy() && state_in(&third, "canary").is_healthy());
+
+    // Other settings are another check, and the verdict stands until that one has its own.
+    let fourth = snapshot(Some(&third), address, &[("vms", Some(settings(1, 2))), ("late", same())]);
+    checks.reconcile(&fourth);
+    assert_eq!(checks.len(), 2);
+    assert!(!state_in(&fourth, "vms").is_healthy());
+}
+
+#[tokio::test]
+async fn an_answer_makes_the_endpoint_degraded_and_the_next_one_ends_that() {
+    let degraded = Arc::new(AtomicBool::new(true));
+    let (address, mut requests) = endpoint_with(Arc::new(AtomicU16::new(200)), Arc::clone(&degraded)).await;
+    let mut checks = Checks::default();
+    let snapshot = snapshot(None, address, &[("vms", Some(settings(1, 1)))]);
+    checks.reconcile(&snapshot);
+    judged(&mut requests).await;
+    assert!(state(&snapshot).is_healthy() && state(&snapshot).is_degraded());
+    degraded.store(false, Ordering::Relaxed);
+    judged(&mut requests).await;
+    assert!(!state(&snapshot).is_degraded());
+}
+
+#[test]
+fn checks_that_ask_the_same_are_equal_whatever_the_pool_speaks() {
+    let of = |kind: &HealthKind, protocol| {
+        Version::of(&HealthCheck { kind: kind.clone(), ..HealthCheck::default() }, protocol)
+    };
+    let grpc = HealthKind::Grpc { service: "".into(), authority: None };
+    for protocol in [Protocol::Http1, Protocol::Http2, Protocol::Auto] {
+        assert_eq!(of(&HealthKind::Tcp, protocol), Version::One);
+        assert_eq!(of(&grpc, protocol), Version::Two);
+    }
+    let http = settings(1, 1).kind;
+    assert_eq!(of(&http, Protocol::Auto), Version::One);
+    assert_eq!(of(&http, Protocol::Http2), Version::Two);
 }
