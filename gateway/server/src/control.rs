@@ -6,6 +6,7 @@
 
 mod change;
 mod dns;
+mod drains;
 mod problems;
 mod sockets;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -39,6 +40,8 @@ use crate::source::Update;
 use crate::worker::WorkerHandle;
 pub use change::{Answer, Change, Changed, Refused, What, Why};
 use dns::DnsPools;
+use drains::Drains;
+pub use drains::{DrainOrder, DrainedEndpoint, PoolName, no_such_pool, read_drained, write_drained};
 use problems::Problems;
 use sockets::{Sockets, Tell};
 pub use view::{ChangeCounts, ListenerView, View};
@@ -57,6 +60,8 @@ pub struct Inheritance {
     pub sockets: NamedSockets,
     /// The keys of TLS session tickets, as `wire::tls` exports them; empty if there are none. Secret.
     pub ticket_keys: Vec<u8>,
+    /// Endpoints that an operator has taken out of service.
+    pub drained: Vec<DrainedEndpoint>,
 }
 
 /// What can happen.
@@ -71,6 +76,8 @@ pub enum Event {
     Statuses(oneshot::Sender<Vec<ObjectStatus>>),
     /// The admin server is asked to change objects.
     Change(Change),
+    /// The admin server is asked to take an endpoint out of service, or to put it back.
+    DrainEndpoint(DrainOrder),
     /// Stop accepting, finish what is in flight.
     Drain {
         /// When it is over at the latest.
@@ -104,6 +111,20 @@ impl ControlHandle {
         answer.await.ok()
     }
 
+    /// Takes an endpoint out of service, or puts it back: whether anything changed, or why there is no such endpoint;
+    /// `None` at the end of the process.
+    pub async fn drain_endpoint(
+        &self,
+        who: String,
+        pool: PoolName,
+        address: SocketAddr,
+        drained: bool,
+    ) -> Option<Result<bool, String>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Event::DrainEndpoint(DrainOrder { who, pool, address, drained, reply }));
+        answer.await.ok()
+    }
+
     /// Gateway API's conditions of every object.
     pub async fn statuses(&self) -> Vec<ObjectStatus> {
         let (reply, statuses) = oneshot::channel();
@@ -134,6 +155,8 @@ pub struct AdminState {
     pub quit: watch::Sender<bool>,
     /// Whether objects can be changed here, and by whom.
     pub api_write: ApiWrite,
+    /// An operator wants it to say that it is not ready, for a load balancer in front.
+    pub failing: AtomicBool,
 }
 
 /// Whether the admin server changes objects.
@@ -151,7 +174,12 @@ pub enum ApiWrite {
 impl AdminState {
     /// Whether all that is configured is being served.
     pub fn is_ready(&self) -> bool {
-        self.view.load().is_ready() && !self.shared.draining.load(Ordering::Relaxed)
+        self.view.load().is_ready() && !self.is_leaving()
+    }
+
+    /// Whether it wants no new clients, though it serves those who come.
+    pub fn is_leaving(&self) -> bool {
+        self.failing.load(Ordering::Relaxed) || self.shared.draining.load(Ordering::Relaxed)
     }
 
     /// Begins the drain that SIGTERM begins.
@@ -177,6 +205,7 @@ pub struct Control {
     resolver: Resolver,
     patience_until: Option<Instant>,
     checks: Checks,
+    drains: Drains,
     sockets: Sockets,
     tls: tls::Configs,
     problems: Problems,
@@ -230,6 +259,7 @@ impl Control {
             resolver,
             patience_until: None,
             checks: Checks::default(),
+            drains: Drains::new(inherited.drained),
             sockets: Sockets::new(workers, inherited.sockets, tell),
             tls,
             problems: Problems::default(),
@@ -293,6 +323,7 @@ impl Control {
             Event::HandOver(reply) => self.hand_over(reply),
             Event::Statuses(reply) => drop(reply.send(self.statuses())),
             Event::Change(change) => self.on_change(change),
+            Event::DrainEndpoint(order) => self.on_drain_order(order),
             Event::Drain { deadline } => self.drain(deadline),
         }
     }
@@ -351,6 +382,7 @@ impl Control {
         let snapshot =
             Arc::new(Snapshot::compile(Some(&before.snapshot), config, &touched, self.generation + 1));
         self.keep_rejections(&before.snapshot, &snapshot);
+        self.drains.apply(&snapshot);
         self.tls.reconcile(&snapshot);
         let published = Published {
             authorizers: authorizers(&snapshot, &before),
@@ -416,7 +448,21 @@ impl Control {
             refused_certificates: self.tls.refused().into_iter().collect(),
             listeners: listeners.collect(),
             changes: self.changes,
+            verdicts: self.checks.verdicts(),
+            drained: self.drains.list(),
         }));
+    }
+
+    fn on_drain_order(&mut self, order: DrainOrder) {
+        let DrainOrder { who, pool, address, drained, reply } = order;
+        let snapshot = Arc::clone(&self.shared.published.load().snapshot);
+        let result = self.drains.set(&snapshot, &pool, address, drained);
+        if let Ok(true) = result {
+            let what = if drained { "taken out of service" } else { "put back into service" };
+            tracing::info!(who, %pool, endpoint = %address, "endpoint is {what} by an operator");
+            self.report();
+        }
+        let _ = reply.send(result);
     }
 
     /// As translated, and as it came out: a listener whose address or certificate failed is not programmed.
@@ -450,7 +496,8 @@ impl Control {
         }
         match self.sockets.handles() {
             Ok(sockets) => {
-                drop(reply.send(Inheritance { sockets, ticket_keys: self.tls.export_tickets() }));
+                let ticket_keys = self.tls.export_tickets();
+                drop(reply.send(Inheritance { sockets, ticket_keys, drained: self.drains.list() }));
             }
             Err(error) => {
                 tracing::error!(%error, "cannot duplicate the listening sockets for the next process");

@@ -240,6 +240,7 @@ impl Start {
             drain_time: options.drain_time,
             quit,
             api_write: options.api_write,
+            failing: AtomicBool::new(false),
         });
         let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
         let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;

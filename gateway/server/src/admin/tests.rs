@@ -58,6 +58,7 @@ impl Admin {
             drain_time: Duration::from_secs(7),
             quit: watch::Sender::new(false),
             api_write,
+            failing: AtomicBool::new(false),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -240,3 +240,58 @@ async fn a_draining_process_has_no_sockets_to_hand_over() {
     rig.generation(2).await;
     assert!(rig.listening.lock().unwrap().is_empty(), "nothing is bound while draining");
 }
+
+/// Whether the endpoint of the pool `vms` is out of service; `None` if there is none.
+fn is_drained(snapshot: &Snapshot, address: SocketAddr) -> Option<bool> {
+    let mut endpoints = snapshot.pools().flat_map(|pool| &pool.endpoints);
+    endpoints.find(|endpoint| endpoint.address() == address).map(|endpoint| endpoint.state.is_drained())
+}
+
+#[tokio::test]
+async fn an_endpoint_out_of_service_stays_out_whatever_comes_and_goes() {
+    let mut rig = Rig::start();
+    let (out, other): (SocketAddr, SocketAddr) = (([10, 0, 0, 1], 80).into(), ([10, 0, 0, 2], 80).into());
+    let both = "endpoints: [{address: 10.0.0.1, port: 80}, {address: 10.0.0.2, port: 80}]";
+    let one = "endpoints: [{address: 10.0.0.2, port: 80}]";
+    rig.file("gateway.yaml", &gateway(&[free_port()]));
+    rig.file("route.yaml", &route("1"));
+    rig.file("pool.yaml", &pool(both));
+    let first = rig.generation(3).await;
+    let control = rig.control.clone();
+    let set = async |name: &str, address, drained| {
+        let name = PoolName::parse("default", name).unwrap();
+        control.drain_endpoint("test".to_owned(), name, address, drained).await.unwrap()
+    };
+    assert_eq!(set("vms", out, true).await, Ok(true));
+    assert_eq!(set("vms", out, true).await, Ok(false), "it is out already");
+    assert_eq!((is_drained(&first, out), is_drained(&first, other)), (Some(true), Some(false)));
+    assert_eq!(rig.view.load().drained.len(), 1);
+
+    let unknown = set("vms", ([10, 0, 0, 9], 80).into(), true).await.unwrap_err();
+    assert!(
+        unknown.contains("10.0.0.9:80") && unknown.contains("it has 10.0.0.1:80, 10.0.0.2:80"),
+        "{unknown}"
+    );
+    let unknown = set("wms", out, true).await.unwrap_err();
+    assert!(unknown.contains("no Pool default/wms") && unknown.contains("Pool default/vms"), "{unknown}");
+    assert!(set("vms", ([10, 0, 0, 9], 80).into(), false).await.is_err());
+
+    // The address leaves and comes back; the pool does.
+    rig.file("pool.yaml", &pool(one));
+    assert_eq!(is_drained(&*rig.generation(4).await, out), None);
+    rig.file("pool.yaml", &pool(both));
+    assert_eq!(is_drained(&*rig.generation(5).await, out), Some(true));
+    rig.file("pool.yaml", "");
+    assert_eq!(is_drained(&*rig.generation(6).await, out), None);
+    rig.file("pool.yaml", &pool(both));
+    let last = rig.generation(7).await;
+    assert_eq!((is_drained(&last, out), is_drained(&last, other)), (Some(true), Some(false)));
+
+    // The next process hears of it.
+    let name = PoolName::parse("default", "vms").unwrap();
+    assert_eq!(rig.control.inheritance().await.unwrap().drained, [(name, out)]);
+
+    assert_eq!(set("vms", out, false).await, Ok(true));
+    assert_eq!(set("vms", out, false).await, Ok(false), "it is back already");
+    assert_eq!(is_drained(&last, out), Some(false));
+}

@@ -8,6 +8,9 @@ use fieldgate_config::Diagnostic;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_core::snapshot::Rejection;
 
+use super::DrainedEndpoint;
+use crate::health::Verdicts;
+
 /// The state of the configuration.
 pub struct View {
     /// Goes up by one with each publication; 0 is "nothing published yet".
@@ -24,6 +27,10 @@ pub struct View {
     pub listeners: Vec<ListenerView>,
     /// Changes of objects that the admin server was asked for.
     pub changes: ChangeCounts,
+    /// What active checks have seen; it follows them by itself.
+    pub verdicts: Verdicts,
+    /// Endpoints that an operator has taken out of service, those that are away at present among them.
+    pub drained: Vec<DrainedEndpoint>,
 }
 
 /// What became of changes by the admin server since the start.
@@ -64,6 +71,8 @@ impl Default for View {
             refused_certificates: Vec::new(),
             listeners: Vec::new(),
             changes: ChangeCounts::default(),
+            verdicts: Verdicts::default(),
+            drained: Vec::new(),
         }
     }
 }

@@ -7,11 +7,15 @@
 //! that, nothing has happened.
 //!
 //! ```text
-//! next -> serving   fieldgate-handover/2\n
+//! next -> serving   fieldgate-handover/3\n
 //! serving -> next   the sockets, by name: "10.0.0.1:80#0", "10.0.0.1:80#1", ..., "admin"
 //! serving -> next   the ticket keys behind their length (u32, big endian)
+//! serving -> next   endpoints that an operator has taken out of service, one per line, behind their length
 //! next -> serving   R
 //! ```
+//!
+//! Version 2 has no endpoints; both sides still speak it with a process that knows no better, so that an upgrade has a way
+//! back.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -25,13 +29,16 @@ use fieldgate_wire::socket::{recv_sockets, send_sockets};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 
-use crate::control::{ControlHandle, Inheritance};
+use crate::control::{ControlHandle, Inheritance, read_drained, write_drained};
 
-const GREETING: &[u8] = b"fieldgate-handover/2\n";
+const GREETING: &[u8] = b"fieldgate-handover/3\n";
+const GREETING_2: &[u8] = b"fieldgate-handover/2\n";
 const READY: u8 = b'R';
 const ADMIN: &str = "admin";
 /// More bytes of ticket keys than there can be.
 const KEYS_MAX: usize = 4096;
+/// Bytes of endpoints out of service: some ten thousand.
+const DRAINED_MAX: usize = 1 << 20;
 /// For each step of the exchange that takes no more than the other side's attention.
 const STEP: Duration = Duration::from_secs(10);
 
@@ -92,7 +99,7 @@ impl UpgradeSocket {
         }
         let mut greeting = [0; GREETING.len()];
         tokio::time::timeout(STEP, stream.read_exact(&mut greeting)).await??;
-        if greeting != GREETING {
+        if greeting != GREETING && greeting != GREETING_2 {
             return Err(io::Error::other(
                 "whoever connected to the upgrade socket speaks another version of its protocol",
             ));
@@ -103,7 +110,9 @@ impl UpgradeSocket {
         let admin = admin.map(TcpListener::try_clone).transpose()?;
         let count = inheritance.sockets.len();
         let blocking = stream.into_std()?;
-        let sent = tokio::task::spawn_blocking(move || send(blocking, inheritance, admin)).await;
+        let with_drained = greeting == GREETING;
+        let sent =
+            tokio::task::spawn_blocking(move || send(blocking, inheritance, admin, with_drained)).await;
         let mut stream = tokio::net::UnixStream::from_std(sent.map_err(io::Error::other)??)?;
         tracing::info!(
             pid = peer.pid(),
@@ -136,8 +145,9 @@ fn send(
     mut stream: UnixStream,
     inheritance: Inheritance,
     admin: Option<TcpListener>,
+    with_drained: bool,
 ) -> io::Result<UnixStream> {
-    let Inheritance { sockets, ticket_keys } = inheritance;
+    let Inheritance { sockets, ticket_keys, drained } = inheritance;
     stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(STEP))?;
     let mut named: Vec<(String, BorrowedFd<'_>)> = Vec::with_capacity(sockets.len() + 1);
@@ -148,10 +158,25 @@ fn send(
         named.push((ADMIN.to_owned(), admin.as_fd()));
     }
     send_sockets(&stream, &named)?;
-    stream.write_all(&(ticket_keys.len() as u32).to_be_bytes())?;
-    stream.write_all(&ticket_keys)?;
+    send_bytes(&mut stream, &ticket_keys)?;
+    if with_drained {
+        let mut text = write_drained(&drained);
+        if text.len() > DRAINED_MAX {
+            tracing::warn!(
+                endpoints = drained.len(),
+                "too many endpoints are out of service to hand them all over"
+            );
+            text.truncate(text[..DRAINED_MAX].rfind('\n').map_or(0, |end| end + 1));
+        }
+        send_bytes(&mut stream, text.as_bytes())?;
+    }
     stream.set_nonblocking(true)?;
     Ok(stream)
+}
+
+fn send_bytes(stream: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
+    stream.write_all(&(bytes.len() as u32).to_be_bytes())?;
+    stream.write_all(bytes)
 }
 
 /// What the serving process gave, and the connection to it. Dropped without [`Self::acknowledge`], the other goes on.
@@ -167,19 +192,32 @@ impl Takeover {
         let failed = |error: io::Error| {
             format!("cannot take over from the serving process at {}: {error}", path.display())
         };
-        let stream = UnixStream::connect(path).map_err(|error| {
-            format!(
-                "cannot connect to the upgrade socket {}: {error}; is a process serving that was started with this \
-                 --upgrade-socket? The first one is started without --upgrade",
-                path.display()
-            )
-        })?;
-        stream.set_read_timeout(Some(STEP)).map_err(failed)?;
-        stream.set_write_timeout(Some(STEP)).map_err(failed)?;
-        (&stream).write_all(GREETING).map_err(failed)?;
-        let received = recv_sockets(&stream).map_err(failed)?;
-        let ticket_keys = recv_keys(&stream).map_err(failed)?;
-        let inheritance = Inheritance { sockets: Vec::new(), ticket_keys };
+        let connect = || {
+            UnixStream::connect(path).map_err(|error| {
+                format!(
+                    "cannot connect to the upgrade socket {}: {error}; is a process serving that was started with \
+                     this --upgrade-socket? The first one is started without --upgrade",
+                    path.display()
+                )
+            })
+        };
+        // A process of version 2 closes the connection on a greeting that it does not know.
+        let mut version_2 = false;
+        let (stream, received) = match greet(connect()?, GREETING) {
+            Ok(greeted) => greeted,
+            Err(_) => {
+                version_2 = true;
+                greet(connect()?, GREETING_2).map_err(failed)?
+            }
+        };
+        let ticket_keys = recv_bytes(&stream, KEYS_MAX, "ticket keys").map_err(failed)?;
+        let drained = if version_2 {
+            Vec::new()
+        } else {
+            let text = recv_bytes(&stream, DRAINED_MAX, "endpoints out of service").map_err(failed)?;
+            read_drained(&String::from_utf8_lossy(&text))
+        };
+        let inheritance = Inheritance { sockets: Vec::new(), ticket_keys, drained };
         let mut takeover = Self { stream, inheritance, admin: None };
         for (name, socket) in received {
             takeover.keep(&name, socket).map_err(failed)?;
@@ -224,16 +262,24 @@ impl Takeover {
     }
 }
 
-fn recv_keys(mut stream: &UnixStream) -> io::Result<Vec<u8>> {
+fn greet(stream: UnixStream, greeting: &[u8]) -> io::Result<(UnixStream, Vec<(String, OwnedFd)>)> {
+    stream.set_read_timeout(Some(STEP))?;
+    stream.set_write_timeout(Some(STEP))?;
+    (&stream).write_all(greeting)?;
+    let received = recv_sockets(&stream)?;
+    Ok((stream, received))
+}
+
+fn recv_bytes(mut stream: &UnixStream, max: usize, what: &str) -> io::Result<Vec<u8>> {
     let mut len = [0; 4];
     stream.read_exact(&mut len)?;
     let len = u32::from_be_bytes(len) as usize;
-    if len > KEYS_MAX {
-        return Err(io::Error::other(format!("{len} bytes of ticket keys, where {KEYS_MAX} are many")));
+    if len > max {
+        return Err(io::Error::other(format!("{len} bytes of {what}, where {max} are many")));
     }
-    let mut keys = vec![0; len];
-    stream.read_exact(&mut keys)?;
-    Ok(keys)
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes)?;
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -243,7 +289,7 @@ mod tests {
     use fieldgate_wire::socket::bind_reuseport;
 
     use super::*;
-    use crate::control::{self, Event, NamedSockets};
+    use crate::control::{self, DrainedEndpoint, Event, NamedSockets, PoolName};
 
     /// Stands for a control task: answers with handles to its sockets, or not at all when it drains.
     fn control(sockets: Option<NamedSockets>) -> ControlHandle {
@@ -254,13 +300,20 @@ mod tests {
                 if let Some(sockets) = &sockets {
                     let handles =
                         sockets.iter().map(|(address, socket)| (*address, socket.try_clone().unwrap()));
-                    let inheritance =
-                        Inheritance { sockets: handles.collect(), ticket_keys: b"secret".to_vec() };
+                    let inheritance = Inheritance {
+                        sockets: handles.collect(),
+                        ticket_keys: b"secret".to_vec(),
+                        drained: drained(),
+                    };
                     let _ = reply.send(inheritance);
                 }
             }
         });
         handle
+    }
+
+    fn drained() -> Vec<DrainedEndpoint> {
+        vec![(PoolName::parse("prod", "vms").unwrap(), ([10, 0, 0, 1], 80).into())]
     }
 
     fn listening(count: usize) -> NamedSockets {
@@ -290,8 +343,8 @@ mod tests {
 
         let mut takeover = request(&path).await.unwrap();
         assert_eq!(takeover.take_admin().unwrap().local_addr().unwrap(), admin_address);
-        let Inheritance { sockets: taken, ticket_keys } = takeover.take();
-        assert_eq!(ticket_keys, b"secret");
+        let Inheritance { sockets: taken, ticket_keys, drained: out } = takeover.take();
+        assert_eq!((&*ticket_keys, out), (&b"secret"[..], drained()));
         assert_eq!(taken.len(), 40);
         assert!(
             taken.iter().all(|(name, socket)| *name == address && socket.local_addr().unwrap() == address)
@@ -306,6 +359,47 @@ mod tests {
         tokio::task::spawn_blocking(|| takeover.acknowledge()).await.unwrap().unwrap();
         serving.await.unwrap();
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_process_of_version_2_is_given_all_that_it_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let upgrade = UpgradeSocket::bind(&path).unwrap();
+        let control = control(Some(listening(1)));
+        let serving = tokio::spawn(async move { upgrade.serve(&control, None).await });
+        let next = tokio::task::spawn_blocking(move || {
+            let (mut stream, sockets) = greet(UnixStream::connect(path).unwrap(), GREETING_2).unwrap();
+            let keys = recv_bytes(&stream, KEYS_MAX, "keys").unwrap();
+            stream.write_all(&[READY]).unwrap();
+            // Nothing follows but the end.
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+            (sockets.len(), keys)
+        });
+        assert_eq!(next.await.unwrap(), (1, b"secret".to_vec()));
+        serving.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_process_of_version_2_is_taken_over_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("upgrade.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let sockets = listening(1);
+        let serving = tokio::task::spawn_blocking(move || {
+            let mut greeting = [0; GREETING.len()];
+            listener.accept().unwrap().0.read_exact(&mut greeting).unwrap();
+            assert_eq!(greeting, GREETING);
+            // The connection is dropped: unknown. It is asked again.
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut greeting).unwrap();
+            assert_eq!(greeting, GREETING_2);
+            let inheritance = Inheritance { sockets, ticket_keys: b"secret".to_vec(), drained: drained() };
+            send(stream, inheritance, None, false).unwrap()
+        });
+        let Inheritance { sockets, ticket_keys, drained } = request(&path).await.unwrap().take();
+        assert_eq!((sockets.len(), &*ticket_keys, drained), (1, &b"secret"[..], Vec::new()));
+        drop(serving.await.unwrap());
     }
 
     #[tokio::test]
