@@ -3,7 +3,10 @@
 //! It listens on loopback unless told otherwise, shows everything except private keys, and is never on a request's path.
 
 mod change;
+mod clusters;
+mod drain;
 mod dump;
+mod pools;
 mod scrape;
 mod views;
 
@@ -25,6 +28,8 @@ use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
+use pools::Pools;
+
 use crate::control::AdminState;
 use crate::explain::{Question, explain};
 use crate::worker::{Command, WorkerReport};
@@ -39,7 +44,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Paths with what they are for, as shown for a wrong one.
-const PATHS: [(&str, &str); 17] = [
+const PATHS: [(&str, &str); 21] = [
     ("GET /ready", "200 once all that is configured is served, else 503"),
     ("GET /metrics", "Prometheus metrics"),
     ("GET /stats/prometheus", "the same, where Istio's scrape looks for them"),
@@ -48,13 +53,20 @@ const PATHS: [(&str, &str); 17] = [
     ("PUT /api/v1/objects", "put documents in force and into the directory (--api-write)"),
     ("DELETE /api/v1/objects/{kind}/{namespace}/{name}", "take an object out (--api-write)"),
     ("GET /api/v1/splits", "desired and achieved split per rule and backend"),
-    ("GET /api/v1/pools", "endpoints with health and load"),
+    ("GET /api/v1/pools", "limits and use, endpoints with health and load"),
+    ("GET /api/v1/pools/{namespace}/{pool}", "one of them: NAME, service/NAME:PORT or hostname/NAME:PORT"),
+    (
+        "POST /api/v1/pools/{namespace}/{pool}/endpoints/{address}/drain",
+        "no new requests there (--api-write)",
+    ),
+    ("POST /api/v1/pools/{namespace}/{pool}/endpoints/{address}/undrain", "back into service (--api-write)"),
     ("GET /api/v1/explain?method=&url=&header=&client=", "what becomes of a request, and why"),
     ("GET /config_dump", "the configuration in force"),
     ("GET /clusters", "pools and endpoints, as Envoy shows them (?format=json)"),
     ("GET /listeners", "bound addresses (?format=json)"),
     ("GET /server_info", "version, state, uptime"),
     ("POST /drain_listeners", "finish what is in flight and end, as SIGTERM does"),
+    ("POST /healthcheck/fail", "make /ready fail, for a load balancer in front; /healthcheck/ok ends that"),
     ("POST /quitquitquit", "end at once"),
     ("GET /help", "this list"),
 ];
@@ -97,13 +109,16 @@ async fn answer(
     if change::is_change(&request) {
         return Ok(change::answer(&state, peer, request).await);
     }
+    if drain::is_order(&request) {
+        return Ok(drain::order(&state, peer, &request).await);
+    }
     Ok(route(&state, &request).await)
 }
 
 async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
     let path = request.uri().path();
     let query = Query(request.uri().query().unwrap_or_default());
-    if matches!(path, "/drain_listeners" | "/quitquitquit") {
+    if matches!(path, "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/healthcheck/ok") {
         return order(state, request);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -117,16 +132,15 @@ async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
         "/api/v1/status" => json(&views::status(state, &report(state).await)),
         "/api/v1/objects" => json(&views::objects(state).await),
         "/api/v1/splits" => json(&views::splits(&snapshot(), &report(state).await)),
-        "/api/v1/pools" => json(&views::pools(&snapshot(), &report(state).await, now_ms(state))),
+        "/api/v1/pools" => json(&Pools::of(state).await.all()),
         "/api/v1/explain" => explained(state, &query),
         "/config_dump" => json(&dump::config(&snapshot(), &state.view.load().rejections)),
-        "/clusters" if json_wanted => json(&views::pools(&snapshot(), &report(state).await, now_ms(state))),
-        "/clusters" => {
-            text(StatusCode::OK, views::clusters(&snapshot(), &report(state).await, now_ms(state)))
-        }
+        "/clusters" if json_wanted => json(&Pools::of(state).await.all()),
+        "/clusters" => text(StatusCode::OK, clusters::text(&Pools::of(state).await)),
         "/listeners" if json_wanted => json(&views::listeners(state)),
         "/listeners" => text(StatusCode::OK, views::listeners_text(state)),
         "/server_info" => json(&views::server_info(state)),
+        path if drain::is_pool(path) => drain::show(state, path).await,
         "/help" | "/" => text(StatusCode::OK, help()),
         _ => text(StatusCode::NOT_FOUND, format!("there is no {path}; there are:\n{}", help())),
     }
@@ -140,12 +154,20 @@ fn order<B>(state: &AdminState, request: &Request<B>) -> Answer {
     if request.headers().contains_key(ORIGIN) {
         return text(StatusCode::FORBIDDEN, "orders from web pages are refused\n");
     }
-    if request.uri().path() == "/quitquitquit" {
-        state.quit.send_replace(true);
-    } else {
-        state.drain();
+    match request.uri().path() {
+        "/quitquitquit" => drop(state.quit.send_replace(true)),
+        "/healthcheck/fail" => fail(state, true),
+        "/healthcheck/ok" => fail(state, false),
+        _ => state.drain(),
     }
     text(StatusCode::OK, "OK\n")
+}
+
+/// A load balancer in front then takes this gateway out. It goes on serving those who come.
+fn fail(state: &AdminState, failing: bool) {
+    if state.failing.swap(failing, Ordering::Relaxed) != failing {
+        tracing::info!(failing, "whether /ready fails was changed by the admin server");
+    }
 }
 
 fn ready(state: &AdminState) -> Answer {
@@ -222,6 +244,10 @@ fn is_draining(state: &AdminState) -> bool {
     state.shared.draining.load(Ordering::Relaxed)
 }
 
+fn is_failing(state: &AdminState) -> bool {
+    state.failing.load(Ordering::Relaxed)
+}
+
 fn help() -> String {
     let width = PATHS.iter().map(|(path, _)| path.len()).max().unwrap_or(0);
     let lines: Vec<_> = PATHS.iter().map(|(path, what)| format!("  {path:width$}  {what}")).collect();
@@ -265,8 +291,13 @@ impl Query<'_> {
     }
 }
 
-/// `%41` is `A` and `+` is a space, as forms are encoded; what is no valid escape stands for itself.
+/// A query's value: `%41` is `A` and `+` is a space, as forms are encoded.
 fn decode(value: &str) -> String {
+    decode_path(&value.replace('+', " "))
+}
+
+/// A part of a path: `%41` is `A`; what is no valid escape stands for itself.
+fn decode_path(value: &str) -> String {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -277,7 +308,7 @@ fn decode(value: &str) -> String {
                 rest = &after[2..];
             }
             None => {
-                bytes.push(if first == b'+' { b' ' } else { first });
+                bytes.push(first);
                 rest = after;
             }
         }

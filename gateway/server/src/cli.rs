@@ -4,6 +4,7 @@ mod apply;
 mod check;
 mod client;
 mod demo;
+mod drain;
 mod explain;
 mod run;
 mod status;
@@ -26,6 +27,7 @@ const DEFAULT_ADMIN: &str = "127.0.0.1:15000";
   fieldgate explain GET http://shop.example/cart --config ./config
   fieldgate status                         what the running gateway does
   fieldgate top                            the same, live
+  fieldgate drain shop-vms 10.0.1.11:8080  take a machine out of service
   fieldgate demo                           a service moves from VMs to pods under load")]
 struct Cli {
     #[command(subcommand)]
@@ -41,6 +43,8 @@ enum Command {
     Explain(explain::Explain),
     Status(status::Status),
     Top(top::Top),
+    Drain(drain::Drain),
+    Undrain(drain::Undrain),
     Demo(demo::Demo),
 }
 
@@ -54,6 +58,8 @@ pub fn main() -> ExitCode {
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run(),
         Command::Top(top) => top.run(),
+        Command::Drain(drain) => drain.run(),
+        Command::Undrain(undrain) => undrain.run(),
         Command::Demo(demo) => demo.run(),
     };
     result.unwrap_or_else(|message| {

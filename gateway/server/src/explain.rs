@@ -16,6 +16,7 @@ use fieldgate_plugins::authz::{Authorizer, DryRun, RuleInfo};
 use serde::{Deserialize, Serialize};
 
 pub use self::request::Question;
+use crate::describe;
 use crate::telemetry::backend_name;
 
 /// The answer.
@@ -303,8 +304,8 @@ fn endpoints(snapshot: &Snapshot, rule: &CompiledRule, index: usize, now_ms: u64
         Err(why) => return why.to_string(),
     };
     let Some(pool) = snapshot.pool(slot) else { return "there is no such pool".to_owned() };
-    let available = pool.endpoints.iter().filter(|e| !e.ir.draining && e.state.available(now_ms)).count();
-    format!("{available} of {} endpoints available", pool.endpoints.len())
+    let (usable, balance) = (describe::usable(pool, now_ms), describe::balance(&pool.ir.balance));
+    format!("{usable} of {} endpoints usable; {balance}", pool.endpoints.len())
 }
 
 fn split_text(rule: &CompiledRule, why: Option<Why>) -> String {

@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod cli;
 pub mod control;
+mod describe;
 pub mod explain;
 pub mod health;
 pub mod host;

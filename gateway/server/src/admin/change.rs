@@ -29,7 +29,7 @@ const MAX_BODY: usize = 4 << 20;
 const BODY_TIME: Duration = Duration::from_secs(30);
 
 /// A request that is not even tried: status and why.
-type Bad = (StatusCode, String);
+pub(super) type Bad = (StatusCode, String);
 
 /// Whether a request is one for this module.
 pub(super) fn is_change<B>(request: &Request<B>) -> bool {
@@ -105,10 +105,11 @@ where
     Ok((if_generation, What::Put(text)))
 }
 
-fn may_change(api_write: ApiWrite, headers: &HeaderMap) -> Result<(), Bad> {
+/// Whether the admin server takes changes at all, and this one: not from a web page, nor by a name that DNS gave.
+pub(super) fn may_change(api_write: ApiWrite, headers: &HeaderMap) -> Result<(), Bad> {
     let forbidden = |message: &str| Err((StatusCode::FORBIDDEN, message.to_owned()));
     if api_write == ApiWrite::Off {
-        return forbidden("objects cannot be changed here (hint: start the gateway with --api-write)");
+        return forbidden("nothing can be changed here (hint: start the gateway with --api-write)");
     }
     if headers.contains_key(ORIGIN) {
         return forbidden("changes from web pages are refused");
@@ -202,7 +203,7 @@ fn with_text(diagnostics: &[fieldgate_config::Diagnostic]) -> Vec<serde_json::Va
     diagnostics.iter().map(row).collect()
 }
 
-fn told(status: StatusCode, value: &serde_json::Value) -> Answer {
+pub(super) fn told(status: StatusCode, value: &serde_json::Value) -> Answer {
     with_type(status, "application/json", format!("{value:#}\n"))
 }
 

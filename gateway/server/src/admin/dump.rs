@@ -1,7 +1,12 @@
 //! `/config_dump`: the configuration in force, as it was translated. Private keys are not in it.
 
+mod pool;
+mod traffic;
+
+use std::time::Duration;
+
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{Endpoints, Hostname, Listener, PathMatch, Policy, Pool, Route, Rule};
+use fieldgate_core::ir::{Hostname, Listener, PathMatch, Policy, Route, Rule};
 use fieldgate_core::snapshot::Rejection;
 use serde_json::{Value, json};
 
@@ -15,7 +20,7 @@ pub(super) fn config(snapshot: &Snapshot, refused: &[Rejection]) -> Value {
         "generation": snapshot.generation,
         "listeners": config.listeners.values().map(|l| listener(l)).collect::<Vec<_>>(),
         "routes": config.routes.values().map(|r| route(r)).collect::<Vec<_>>(),
-        "pools": config.pools.values().map(|p| pool(p)).collect::<Vec<_>>(),
+        "pools": config.pools.values().map(|p| pool::pool(p)).collect::<Vec<_>>(),
         "policies": config.policies.values().map(|p| policy(p)).collect::<Vec<_>>(),
         "rejections": rejections(refused),
     })
@@ -79,33 +84,10 @@ fn rule(rule: &Rule) -> Value {
         "matches": matches.collect::<Vec<_>>(),
         "filters": shown(&rule.filters),
         "backends": backends.collect::<Vec<_>>(),
-        "request_timeout_ms": rule.timeouts.request.map(|t| t.as_millis() as u64),
-        "backend_timeout_ms": rule.timeouts.backend_request.map(|t| t.as_millis() as u64),
-        "retry": rule.retry.as_ref().map(|retry| format!("{retry:?}")),
+        "timeouts": traffic::timeouts(&rule.timeouts),
+        "retry": rule.retry.as_deref().map(traffic::retry),
+        "affinity": rule.affinity.as_deref().map(traffic::affinity),
         "split_policy": rule.split.as_ref().map(|policy| format!("{policy:?}")),
-    })
-}
-
-fn pool(pool: &Pool) -> Value {
-    let endpoints = match &pool.endpoints {
-        Endpoints::Static(endpoints) => endpoints
-            .iter()
-            .map(|e| json!({"address": e.address, "weight": e.weight, "draining": e.draining}))
-            .collect::<Vec<_>>(),
-        Endpoints::Dns { names, .. } => names
-            .iter()
-            .map(|n| json!({"dns": &*n.host, "port": n.endpoint.address.port(), "weight": n.endpoint.weight}))
-            .collect(),
-    };
-    json!({
-        "name": pool.key.to_string(),
-        "service": &*pool.service.host,
-        "protocol": format!("{:?}", pool.protocol),
-        "balance": format!("{:?}", pool.balance),
-        "health_check": pool.health.as_ref().map(|health| format!("{health:?}")),
-        "connect_timeout_ms": pool.limits.connect_timeout.as_millis() as u64,
-        "idle_timeout_ms": pool.limits.idle_timeout.as_millis() as u64,
-        "endpoints": endpoints,
     })
 }
 
@@ -122,4 +104,12 @@ fn policy(policy: &Policy) -> Value {
 /// Parts that no program reads yet are shown as they are.
 fn shown<T: std::fmt::Debug>(list: &[T]) -> Vec<String> {
     list.iter().map(|item| format!("{item:?}")).collect()
+}
+
+fn ms(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
+
+fn some_ms(time: Option<Duration>) -> Option<u64> {
+    time.map(ms)
 }

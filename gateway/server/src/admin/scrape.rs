@@ -5,8 +5,9 @@ use std::time::UNIX_EPOCH;
 
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_core::Snapshot;
+use fieldgate_core::balance::Gauge;
 
-use super::views::{EndpointHealth, health};
+use super::pools::{EndpointHealth, gauges, limit};
 use crate::control::View;
 use crate::telemetry::backend_name;
 use crate::telemetry::exposition::Family;
@@ -28,6 +29,7 @@ pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: 
     changes(out, view);
     splits(out, snapshot);
     pools(out, snapshot, now_ms);
+    limits(out, snapshot);
 }
 
 fn config(out: &mut String, view: &View) {
@@ -124,8 +126,86 @@ fn pools(out: &mut String, snapshot: &Snapshot, now_ms: u64) {
     for pool in snapshot.pools().take(MAX_POOLS) {
         let name = pool.ir.key.to_string();
         for state in EndpointHealth::ALL {
-            let count = pool.endpoints.iter().filter(|e| health(e, now_ms) == state).count();
+            let count = pool.endpoints.iter().filter(|e| EndpointHealth::of(e, now_ms) == state).count();
             family.sample(&[("pool", &name), ("state", state.as_str())], count as f64);
         }
+    }
+}
+
+/// What is limited, by pool. Without a limit nothing is counted, so there is no series; `refused` goes on after a limit is
+/// lifted, as a counter must.
+fn limits(out: &mut String, snapshot: &Snapshot) {
+    let pools: Vec<_> =
+        snapshot.pools().take(MAX_POOLS).map(|pool| (pool.ir.key.to_string(), gauges(pool))).collect();
+    let mut write = |name, kind, help, value: fn(u32, &Gauge) -> Option<f64>| {
+        let mut family = Family::begin(out, name, kind, help);
+        for (pool, gauges) in &pools {
+            for (what, limit, gauge) in gauges {
+                if let Some(value) = value(*limit, gauge) {
+                    family.sample(&[("pool", pool), ("limit", what)], value);
+                }
+            }
+        }
+    };
+    let help = "The most that a pool may have at once over all workers, by what is limited.";
+    write("fieldgate_pool_limit", "gauge", help, |max, _| limit(max).map(f64::from));
+    let help = "What a pool has at present of what is limited.";
+    write("fieldgate_pool_limit_used", "gauge", help, |max, gauge| {
+        limit(max).map(|_| f64::from(gauge.now()))
+    });
+    let help = "How often a limit of a pool was met, by what is limited.";
+    write("fieldgate_pool_limit_refused_total", "counter", help, |max, gauge| {
+        (limit(max).is_some() || gauge.refused() > 0).then(|| gauge.refused() as f64)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pools::tests::pools;
+    use super::*;
+
+    fn check(out: &str, lines: &[&str]) {
+        let samples: Vec<_> = out.lines().filter(|line| !line.starts_with('#')).collect();
+        assert_eq!(samples, lines);
+    }
+
+    #[test]
+    fn every_state_of_endpoints_is_counted() {
+        let of = pools(true, |_| {});
+        of.snapshot.pools().next().unwrap().endpoints[0].state.set_drained(true);
+        let mut out = String::new();
+        super::pools(&mut out, &of.snapshot, of.now_ms);
+        let line = |state: &str, count: u32| {
+            format!("fieldgate_pool_endpoints{{pool=\"Pool default/vms\",state=\"{state}\"}} {count}")
+        };
+        let expected = [
+            line("healthy", 1),
+            line("degraded", 0),
+            line("unhealthy", 0),
+            line("ejected", 0),
+            line("draining", 0),
+            line("drained", 1),
+        ];
+        check(&out, &expected.each_ref().map(String::as_str));
+    }
+
+    #[test]
+    fn what_is_not_limited_has_no_series_unless_it_was_refused_once() {
+        let of = pools(true, |pool| pool.limits.max_requests = 1);
+        let shared = &of.snapshot.pools().next().unwrap().shared;
+        assert!(shared.requests.enter(1) && !shared.requests.enter(1) && !shared.retries.enter(0));
+        let mut out = String::new();
+        limits(&mut out, &of.snapshot);
+        let pool = "pool=\"Pool default/vms\"";
+        let expected = [
+            format!("fieldgate_pool_limit{{{pool},limit=\"requests\"}} 1"),
+            format!("fieldgate_pool_limit{{{pool},limit=\"pending\"}} 1024"),
+            format!("fieldgate_pool_limit_used{{{pool},limit=\"requests\"}} 1"),
+            format!("fieldgate_pool_limit_used{{{pool},limit=\"pending\"}} 0"),
+            format!("fieldgate_pool_limit_refused_total{{{pool},limit=\"requests\"}} 1"),
+            format!("fieldgate_pool_limit_refused_total{{{pool},limit=\"pending\"}} 0"),
+            format!("fieldgate_pool_limit_refused_total{{{pool},limit=\"retries\"}} 1"),
+        ];
+        check(&out, &expected.each_ref().map(String::as_str));
     }
 }

@@ -98,6 +98,7 @@ async fn every_path_answers_and_a_wrong_one_lists_them() {
         let expected = match path {
             "/ready" => "HTTP/1.0 503",
             "/api/v1/explain" => "HTTP/1.0 400",
+            "/api/v1/pools/{namespace}/{pool}" => "HTTP/1.0 404",
             _ => "HTTP/1.0 200",
         };
         let answer = admin.get(path).await;
@@ -117,6 +118,61 @@ async fn orders_are_posted_and_not_by_web_pages() {
     admin.ask("POST /drain_listeners HTTP/1.0\r\nContent-Length: 0").await;
     let Ok(Event::Drain { deadline }) = admin.events.try_recv() else { panic!("no drain was ordered") };
     assert_eq!(deadline, Duration::from_secs(7));
+}
+
+#[tokio::test]
+async fn readiness_can_be_taken_back_for_a_load_balancer_in_front() {
+    let admin = Admin::start(View { generation: 1, ..View::default() }).await;
+    let post = async |path: &str| admin.ask(&format!("POST {path} HTTP/1.0\r\nContent-Length: 0")).await;
+    assert!(admin.get("/healthcheck/fail").await.starts_with("HTTP/1.0 405"));
+    assert!(post("/healthcheck/fail").await.starts_with("HTTP/1.0 200"));
+    let answer = admin.get("/ready").await;
+    assert!(answer.starts_with("HTTP/1.0 503") && answer.contains("/healthcheck/ok"), "{answer}");
+    assert!(admin.get("/server_info").await.contains("DRAINING"));
+    assert!(post("/healthcheck/ok").await.starts_with("HTTP/1.0 200"));
+    assert!(admin.get("/ready").await.starts_with("HTTP/1.0 200"));
+}
+
+#[tokio::test]
+async fn endpoints_are_drained_where_it_is_allowed_and_never_by_web_pages() {
+    let drain = "POST /api/v1/pools/default/vms/endpoints/10.0.0.1:80/drain HTTP/1.0\r\nContent-Length: 0";
+    let local = "Host: localhost";
+    let mut admin = Admin::start(View::default()).await;
+    let answer = admin.ask(&format!("{drain}\r\n{local}")).await;
+    assert!(answer.starts_with("HTTP/1.0 403") && answer.contains("--api-write"), "{answer}");
+
+    let mut allowed = Admin::start_with(View::default(), ApiWrite::Loopback).await;
+    for (request, status) in [
+        (format!("{drain}\r\n{local}\r\nOrigin: http://evil.example"), 403),
+        (format!("{drain}\r\nHost: evil.example"), 403),
+        (format!("{drain}\r\n{local}").replace("POST", "PUT"), 405),
+        (format!("{drain}\r\n{local}").replace(":80", ""), 400),
+        (format!("{drain}\r\n{local}").replace("/vms", "/service/vms"), 404),
+        (format!("{drain}\r\n{local}").replace("/drain", "/drown"), 405),
+    ] {
+        let answer = allowed.ask(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.0 {status}")), "{request}: {answer}");
+    }
+    assert!(admin.events.try_recv().is_err() && allowed.events.try_recv().is_err(), "nobody was asked");
+
+    let control = async {
+        let Some(Event::DrainEndpoint(order)) = allowed.events.recv().await else {
+            panic!("no drain was asked for")
+        };
+        assert!(order.drained);
+        let _ = order.reply.send(Err(format!("{} has no endpoint {}", order.pool, order.address)));
+    };
+    let address = allowed.address;
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("{drain}\r\n{local}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let ((), answer) = tokio::join!(control, ask);
+    assert!(answer.starts_with("HTTP/1.0 404"), "{answer}");
+    assert!(answer.contains("Pool default/vms has no endpoint 10.0.0.1:80"), "{answer}");
 }
 
 #[tokio::test]

@@ -2,53 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::time::UNIX_EPOCH;
 
 use fieldgate_core::Snapshot;
-use fieldgate_core::balance::{CompiledEndpoint, CompiledPool};
-use fieldgate_core::ir::PoolKey;
 use fieldgate_core::snapshot::{CompiledRule, Rejection};
 use serde_json::{Value, json};
 
-use super::is_draining;
-use crate::control::AdminState;
+use super::{is_draining, is_failing};
+use crate::control::{AdminState, DrainedEndpoint};
 use crate::telemetry::{backend_name, route_of};
 use crate::worker::WorkerReport;
-
-/// Whether an endpoint can be chosen, and if not, why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EndpointHealth {
-    Healthy,
-    Unhealthy,
-    Ejected,
-    Draining,
-}
-
-impl EndpointHealth {
-    pub(super) const ALL: [Self; 4] = [Self::Healthy, Self::Unhealthy, Self::Ejected, Self::Draining];
-
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Ejected => "ejected",
-            Self::Draining => "draining",
-        }
-    }
-}
-
-pub(super) fn health(endpoint: &CompiledEndpoint, now_ms: u64) -> EndpointHealth {
-    if endpoint.ir.draining {
-        EndpointHealth::Draining
-    } else if !endpoint.state.is_healthy() {
-        EndpointHealth::Unhealthy
-    } else if endpoint.state.is_ejected(now_ms) {
-        EndpointHealth::Ejected
-    } else {
-        EndpointHealth::Healthy
-    }
-}
 
 /// `/api/v1/status`
 pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
@@ -62,6 +25,7 @@ pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
         "published": view.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         "ready": state.is_ready(),
         "draining": is_draining(state),
+        "failing": is_failing(state),
         "workers": state.workers.len(),
         "connections": reports.iter().map(|r| r.connections).sum::<u64>(),
         "requests_in_flight": reports.iter().map(|r| r.requests).sum::<u64>(),
@@ -69,9 +33,21 @@ pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
         "pools": snapshot.config.pools.len(),
         "policies": snapshot.config.policies.len(),
         "listeners": listeners(state),
+        "drained": drained(&view.drained, snapshot),
         "rejected": rejections(&view.rejections),
         "diagnostics": view.diagnostics,
     })
+}
+
+/// Endpoints that an operator has taken out of service, and whether they are in their pool at present.
+fn drained(drained: &[DrainedEndpoint], snapshot: &Snapshot) -> Vec<Value> {
+    let is_there = |(name, address): &DrainedEndpoint| {
+        let mut pools = snapshot.pools().filter(|pool| name.is_of(&pool.ir.key));
+        pools.any(|pool| pool.endpoints.iter().any(|endpoint| endpoint.address() == *address))
+    };
+    let row =
+        |of: &DrainedEndpoint| json!({"pool": of.0.to_string(), "address": of.1, "in_pool": is_there(of)});
+    drained.iter().map(row).collect()
 }
 
 /// Objects that could not be compiled.
@@ -118,6 +94,9 @@ pub(super) fn why_not_ready(state: &AdminState) -> String {
     if is_draining(state) {
         return "DRAINING".to_owned();
     }
+    if is_failing(state) {
+        return "DRAINING: by /healthcheck/fail; /healthcheck/ok ends it".to_owned();
+    }
     let view = state.view.load();
     if view.generation == 0 {
         return "INITIALIZING: no configuration is published yet".to_owned();
@@ -129,7 +108,7 @@ pub(super) fn why_not_ready(state: &AdminState) -> String {
 
 /// `/server_info`, with Envoy's names.
 pub(super) fn server_info(state: &AdminState) -> Value {
-    let phase = if is_draining(state) {
+    let phase = if state.is_leaving() {
         "DRAINING"
     } else if state.is_ready() {
         "LIVE"
@@ -187,78 +166,4 @@ fn counts_of_rules(reports: &[WorkerReport]) -> BTreeMap<&str, BTreeMap<&str, u6
 
 fn ratio(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { part as f64 / of as f64 }
-}
-
-/// Requests in flight and idle connections, by endpoint.
-type Load<'r> = BTreeMap<(&'r PoolKey, SocketAddr), (u64, u64)>;
-
-fn load(reports: &[WorkerReport]) -> Load<'_> {
-    let mut load = Load::new();
-    for (pool, endpoints) in reports.iter().flat_map(|report| &report.pools) {
-        for (address, in_flight, idle) in endpoints {
-            let sum = load.entry((pool, *address)).or_default();
-            sum.0 += u64::from(*in_flight);
-            sum.1 += u64::from(*idle);
-        }
-    }
-    load
-}
-
-/// `/api/v1/pools`
-pub(super) fn pools(snapshot: &Snapshot, reports: &[WorkerReport], now_ms: u64) -> Value {
-    let load = load(reports);
-    Value::Array(snapshot.pools().map(|pool| pool_json(pool, &load, now_ms)).collect())
-}
-
-fn pool_json(pool: &CompiledPool, load: &Load<'_>, now_ms: u64) -> Value {
-    let endpoints = pool.endpoints.iter().map(|endpoint| {
-        let (in_flight, idle) = load.get(&(&pool.ir.key, endpoint.address())).copied().unwrap_or_default();
-        json!({
-            "address": endpoint.address(),
-            "state": health(endpoint, now_ms).as_str(),
-            "weight": endpoint.ir.weight,
-            "zone": endpoint.ir.zone(),
-            "workload": endpoint.ir.workload.as_deref(),
-            "ejections": endpoint.state.ejections(),
-            "in_flight": in_flight,
-            "idle_connections": idle,
-        })
-    });
-    json!({
-        "pool": pool.ir.key.to_string(),
-        "service": &*pool.ir.service.host,
-        "protocol": format!("{:?}", pool.ir.protocol),
-        "balance": format!("{:?}", pool.ir.balance),
-        "health_checked": pool.ir.health.is_some(),
-        "endpoints": endpoints.collect::<Vec<_>>(),
-    })
-}
-
-/// `/clusters`, in Envoy's text.
-pub(super) fn clusters(snapshot: &Snapshot, reports: &[WorkerReport], now_ms: u64) -> String {
-    let load = load(reports);
-    let mut out = String::new();
-    for pool in snapshot.pools() {
-        let cluster = format!("outbound|{}||{}", pool.ir.key.port, pool.ir.service.host);
-        for endpoint in &pool.endpoints {
-            let (address, state) = (endpoint.address(), health(endpoint, now_ms));
-            let (in_flight, idle) = load.get(&(&pool.ir.key, address)).copied().unwrap_or_default();
-            let flags = match state {
-                EndpointHealth::Healthy => "healthy",
-                EndpointHealth::Unhealthy => "/failed_active_hc",
-                EndpointHealth::Ejected => "/failed_outlier_check",
-                EndpointHealth::Draining => "/eds_status_draining",
-            };
-            let rows = [
-                ("health_flags", flags.to_owned()),
-                ("weight", endpoint.ir.weight.to_string()),
-                ("rq_active", in_flight.to_string()),
-                ("cx_idle", idle.to_string()),
-            ];
-            for (name, value) in rows {
-                let _ = writeln!(out, "{cluster}::{address}::{name}::{value}");
-            }
-        }
-    }
-    out
 }

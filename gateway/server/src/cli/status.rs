@@ -52,6 +52,8 @@ fn text(status: &Value, splits: &Value, pools: &Value) -> String {
     section(&mut out, rows);
     section(&mut out, split_rows(splits));
     section(&mut out, pool_rows(pools));
+    out.push_str(&pool_notes(pools));
+    out.push_str(&drained_and_away(status));
     for rejected in list(&status["rejected"]) {
         let field = |name: &str| string(&rejected[name]);
         out.push_str(&format!("\nrefused: {}: {}: {}\n", field("object"), field("field"), field("message")));
@@ -90,6 +92,7 @@ pub(super) fn summary(status: &Value) -> String {
     let state = match (status["draining"] == true, status["ready"] == true) {
         (true, _) => "draining",
         (false, true) => "ready",
+        (false, false) if status["failing"] == true => "not ready by /healthcheck/fail",
         (false, false) => "not ready",
     };
     format!(
@@ -126,20 +129,87 @@ pub(super) fn split_rows(splits: &Value) -> Vec<Vec<String>> {
     rows
 }
 
-/// Endpoints with their state.
+/// Endpoints with their state. Columns that say nothing of any of them are left out.
 pub(super) fn pool_rows(pools: &Value) -> Vec<Vec<String>> {
-    let mut rows = vec![row(&["POOL", "ENDPOINT", "STATE", "IN FLIGHT", "IDLE"])];
+    let all: Vec<_> = list(pools).flat_map(|pool| list(&pool["endpoints"])).collect();
+    let several = all.iter().any(|e| e["priority"].as_u64().unwrap_or(0) > 0);
+    let placed = all.iter().any(|e| !string(&e["locality"]).is_empty());
+    let mut rows = Vec::new();
+    let mut push = |cells: [&str; 7]| {
+        let shown = [true, true, true, several, placed, true, true];
+        rows.push(
+            cells.iter().zip(shown).filter(|(_, is)| *is).map(|(cell, _)| (*cell).to_owned()).collect(),
+        );
+    };
+    push(["POOL", "ENDPOINT", "STATE", "PRIORITY", "LOCALITY", "IN FLIGHT", "IDLE"]);
     for pool in list(pools) {
         if list(&pool["endpoints"]).next().is_none() {
-            rows.push(row(&[string(&pool["pool"]), "(none)"]));
+            push([string(&pool["pool"]), "(none)", "", "", "", "", ""]);
         }
         for (index, e) in list(&pool["endpoints"]).enumerate() {
             let name = if index == 0 { string(&pool["pool"]) } else { "" };
-            let (in_flight, idle) = (e["in_flight"].to_string(), e["idle_connections"].to_string());
-            rows.push(row(&[name, string(&e["address"]), string(&e["state"]), &in_flight, &idle]));
+            let number = |key: &str| e[key].as_u64().unwrap_or(0).to_string();
+            push([
+                name,
+                string(&e["address"]),
+                &state(e),
+                &number("priority"),
+                string(&e["locality"]),
+                &number("in_flight"),
+                &number("idle_connections"),
+            ]);
         }
     }
     rows
+}
+
+/// `ejected for 12 s`, `draining, safe to remove`.
+fn state(endpoint: &Value) -> String {
+    let mut out = string(&endpoint["state"]).to_owned();
+    match &*out {
+        "ejected" => {
+            let ms = endpoint["ejected_for_ms"].as_u64().unwrap_or(0);
+            out.push_str(&format!(" for {} s", ms.div_ceil(1000)));
+        }
+        "draining" | "drained" if endpoint["safe_to_remove"] == true => out.push_str(", safe to remove"),
+        "healthy" if endpoint["check_pending"] == true => out.push_str(", not checked yet"),
+        _ => {}
+    }
+    out
+}
+
+/// Why active checks fail, and limits that are met: what nobody sees in a table.
+fn pool_notes(pools: &Value) -> String {
+    let mut out = String::new();
+    for pool in list(pools) {
+        let name = string(&pool["pool"]);
+        for e in list(&pool["endpoints"]) {
+            if let Some(why) = e["check_failure"].as_str() {
+                out.push_str(&format!("{name} {}: check failed: {why}\n", string(&e["address"])));
+            }
+        }
+        for (what, of) in pool["limits"].as_object().into_iter().flatten() {
+            let number = |key: &str| of[key].as_u64().unwrap_or(0);
+            if number("refused") > 0 {
+                let now = match of["limit"].as_u64() {
+                    Some(limit) => format!("now {} of {limit}", number("now")),
+                    None => "now without a limit".to_owned(),
+                };
+                out.push_str(&format!("{name}: {what} refused {} times, {now}\n", number("refused")));
+            }
+        }
+    }
+    if out.is_empty() { out } else { format!("\n{out}") }
+}
+
+/// Those in a pool are in its table.
+fn drained_and_away(status: &Value) -> String {
+    let mut out = String::new();
+    for d in list(&status["drained"]).filter(|d| d["in_pool"] == false) {
+        let (pool, address) = (string(&d["pool"]), string(&d["address"]));
+        out.push_str(&format!("\ndrained, and not in its pool: {pool} {address}\n"));
+    }
+    out
 }
 
 fn section(out: &mut String, rows: Vec<Vec<String>>) {
@@ -211,5 +281,33 @@ error: f:1:2: K a/b: spec.x: m
   note: the last good version of this object is still in use
 ";
         assert_eq!(text(&status, &splits, &pools), expected);
+    }
+
+    #[test]
+    fn states_of_endpoints_are_told_in_words() {
+        let pools = json!([{"pool": "Pool a/vms", "limits": {"pending": {"now": 3, "limit": 4, "refused": 5}},
+            "endpoints": [
+            {"address": "10.0.0.1:80", "state": "ejected", "ejected_for_ms": 2100, "priority": 0, "locality": "eu/eu-1a",
+                "in_flight": 1, "idle_connections": 2},
+            {"address": "10.0.0.2:80", "state": "drained", "safe_to_remove": true, "priority": 1, "locality": null,
+                "in_flight": 0, "idle_connections": 0},
+            {"address": "10.0.0.3:80", "state": "unhealthy", "check_failure": "status 500, expected 200-299",
+                "priority": 1, "in_flight": 0, "idle_connections": 0}]}]);
+        let expected = "\
+POOL        ENDPOINT     STATE                    PRIORITY  LOCALITY  IN FLIGHT  IDLE
+Pool a/vms  10.0.0.1:80  ejected for 3 s          0         eu/eu-1a  1          2
+            10.0.0.2:80  drained, safe to remove  1                   0          0
+            10.0.0.3:80  unhealthy                1                   0          0
+";
+        assert_eq!(table(&pool_rows(&pools)), expected);
+        let notes = "
+Pool a/vms 10.0.0.3:80: check failed: status 500, expected 200-299
+Pool a/vms: pending refused 5 times, now 3 of 4
+";
+        assert_eq!(pool_notes(&pools), notes);
+        let status = json!({"drained": [
+            {"pool": "Pool a/vms", "address": "10.0.0.2:80", "in_pool": true},
+            {"pool": "Pool a/vms", "address": "10.0.0.9:80", "in_pool": false}]});
+        assert_eq!(drained_and_away(&status), "\ndrained, and not in its pool: Pool a/vms 10.0.0.9:80\n");
     }
 }

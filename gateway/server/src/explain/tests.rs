@@ -93,7 +93,10 @@ fn an_answer_survives_json_and_is_readable() {
     let json = serde_json::to_string(&answer).unwrap();
     assert_eq!(serde_json::from_str::<Answer>(&json).unwrap(), answer);
     let text = answer.to_string();
-    assert!(text.contains("Pool default/old  weight 9 of 10, 1 of 1 endpoints available"), "{text}");
+    assert!(
+        text.contains("Pool default/old  weight 9 of 10, 1 of 1 endpoints usable; least-request of 2"),
+        "{text}"
+    );
 }
 
 #[test]
