@@ -50,6 +50,7 @@ struct Of {
     /// Its pool: NAME of a Pool, service/NAME:PORT or hostname/NAME:PORT.
     pool: String,
     /// Its address and port.
+    #[arg(value_parser = address)]
     address: SocketAddr,
     /// The pool's namespace.
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
@@ -57,6 +58,10 @@ struct Of {
     /// The gateway's admin address.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
     admin: SocketAddr,
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write address and port: 10.0.1.11:8080 or [fd00::1]:8080".to_owned())
 }
 
 impl Drain {
@@ -76,8 +81,8 @@ impl Undrain {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let Some(answer) = self.of.order("undrain")? else { return Ok(ExitCode::FAILURE) };
         let Of { pool, address, .. } = &self.of;
-        let was = if answer["changed"] == true { "" } else { " was not drained by an operator;" };
-        println!("{pool} {address}{was} is in service, as far as its configuration and its checks let it");
+        let before = if answer["changed"] == true { "" } else { ", as before" };
+        println!("{pool} {address} is in service{before}, as far as its configuration and its checks let it");
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -154,7 +154,8 @@ pub(super) fn pool_rows(pools: &Value) -> Vec<Vec<String>> {
                 string(&e["address"]),
                 &state(e),
                 &number("priority"),
-                string(&e["locality"]),
+                // Often only the zone is known.
+                string(&e["locality"]).trim_start_matches('/'),
                 &number("in_flight"),
                 &number("idle_connections"),
             ]);
@@ -179,7 +180,7 @@ fn state(endpoint: &Value) -> String {
 }
 
 /// Why active checks fail, and limits that are met: what nobody sees in a table.
-fn pool_notes(pools: &Value) -> String {
+pub(super) fn pool_notes(pools: &Value) -> String {
     let mut out = String::new();
     for pool in list(pools) {
         let name = string(&pool["pool"]);

@@ -11,7 +11,7 @@ use ratatui::widgets::Paragraph;
 use serde_json::Value;
 
 use super::client::{get, get_json};
-use super::status::{list, percent, pool_rows, split_rows, string, summary};
+use super::status::{list, percent, pool_notes, pool_rows, split_rows, string, summary};
 use super::{DEFAULT_ADMIN, duration, table};
 
 /// Show a running gateway live: request rates, errors, latency, splits, pools.
@@ -132,6 +132,7 @@ fn page(before: &Sample, now: &Sample) -> String {
             out.push_str(&table(&rows));
         }
     }
+    out.push_str(&pool_notes(&now.pools));
     out
 }
 
