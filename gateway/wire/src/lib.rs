@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod h1;
 pub mod io;
 pub mod linger;
+pub mod metered;
 pub mod socket;
 pub mod staged;
 pub mod stock;

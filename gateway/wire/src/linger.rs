@@ -16,6 +16,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::io::Io;
 use crate::timer::Deadline;
 
+/// What is thrown away at most, in bytes: a peer that goes on sending is not read for as long as it likes to.
+pub const MOST: usize = 1024 * 1024;
+
 /// An [`Io`] whose shutdown waits for the peer's end.
 pub struct Lingering {
     io: Io,
@@ -25,12 +28,14 @@ pub struct Lingering {
     ahead: Bytes,
     /// Our side has ended.
     ended: bool,
+    /// Bytes that may still be thrown away.
+    left: usize,
 }
 
 impl Lingering {
     /// Waits at most `bound` for the peer. The deadline must be this connection's alone.
     pub fn new(io: Io, deadline: Deadline, bound: Duration) -> Self {
-        Self { io, deadline, bound, ahead: Bytes::new(), ended: false }
+        Self { io, deadline, bound, ahead: Bytes::new(), ended: false, left: MOST }
     }
 
     /// Has these bytes, which were taken from the transport already, read first.
@@ -46,7 +51,11 @@ impl Lingering {
             let mut buf = ReadBuf::new(&mut scratch);
             match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
                 // A peer that does not stop sending is not waited for longer than a silent one.
-                Poll::Ready(Ok(())) if !buf.filled().is_empty() && !self.deadline.expired() => {}
+                Poll::Ready(Ok(()))
+                    if (1..self.left).contains(&buf.filled().len()) && !self.deadline.expired() =>
+                {
+                    self.left -= buf.filled().len();
+                }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return self.deadline.poll_expired(cx),
             }
@@ -151,6 +160,27 @@ mod tests {
         stream.read_exact(&mut got[..4]).await.unwrap();
         stream.read_exact(&mut got[4..]).await.unwrap();
         assert_eq!(&got, b"PRI * HTTP/2.0");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_sends_without_end_is_not_read_without_end() {
+        let (io, mut client) = pair().await;
+        let wheel = Wheel::default();
+        let mut lingering = Lingering::new(io, wheel.register(), Duration::from_mins(1));
+        let sender = async move {
+            let piece = vec![0; 64 * 1024];
+            let mut sent = 0;
+            while let Ok(n) = client.write(&piece).await {
+                sent += n;
+            }
+            sent
+        };
+        let closing = async move {
+            lingering.shutdown().await.unwrap();
+            drop(lingering);
+        };
+        let (sent, ()) = tokio::join!(sender, closing);
+        assert!(sent >= MOST, "it was not read at all: {sent}");
     }
 
     #[tokio::test(start_paused = true)]
