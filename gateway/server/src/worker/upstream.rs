@@ -330,6 +330,16 @@ impl Upstreams {
         })
     }
 
+    /// Closes all connections that no request uses.
+    pub fn give_up_idle(&self) {
+        // Out of the map first: a lease that is dropped may tell others, who look into it.
+        let mut given_up = Vec::new();
+        for endpoint in self.endpoints.borrow_mut().values_mut() {
+            given_up.append(&mut endpoint.idle);
+            endpoint.shared.retain(|shared| shared.streams.get() > 0);
+        }
+    }
+
     /// Closes what was idle for too long, what the peer has closed, and what belongs to endpoints that are gone.
     pub fn sweep(&self, worker: &Worker) {
         let snapshot = worker.published().snapshot.clone();
