@@ -28,6 +28,9 @@ const GATHER: usize = 2048;
 /// Small pieces of an HTTP/2 body are put together up to about so many bytes.
 const GATHERED: usize = 4096;
 
+/// Pieces of a body that are moved before others have their turn: a body of chunks of one byte has thousands in a read.
+const PIECES: u32 = 256;
+
 /// Why a side failed.
 #[derive(Debug)]
 pub enum SideError {
@@ -649,7 +652,13 @@ impl Transfer {
         if self.replay.is_some() && !self.ended {
             ready!(self.poll_replay(cx, to)).map_err(Sink)?;
         }
+        let mut pieces = 0;
         while !self.ended {
+            pieces += 1;
+            if pieces > PIECES {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             let piece = match from.poll_body(cx, &mut self.trailers) {
                 Poll::Ready(piece) => piece.map_err(Source)?,
                 Poll::Pending => {
