@@ -181,7 +181,10 @@ async fn metrics(state: &AdminState) -> Answer {
     flush(state).await;
     let snapshot = Arc::clone(&state.shared.published.load().snapshot);
     let view = state.view.load_full();
-    let body = state.shared.telemetry.render(|out| scrape::write(out, &snapshot, &view, now_ms(state)));
+    let body = state.shared.telemetry.render(|out| {
+        scrape::write(out, &snapshot, &view, now_ms(state));
+        state.shared.overload.render(out);
+    });
     with_type(StatusCode::OK, "text/plain; version=0.0.4", body)
 }
 

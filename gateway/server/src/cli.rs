@@ -6,6 +6,7 @@ mod client;
 mod demo;
 mod drain;
 mod explain;
+mod overload;
 mod run;
 mod status;
 mod top;

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::admin;
 use crate::control::{self, AdminState, ApiWrite, Control, ControlHandle, Event, Parts};
+use crate::overload::{self, Limits, Overload};
 use crate::published::{Published, Shared};
 use crate::resolve::Resolver;
 use crate::source::{Source, Watcher};
@@ -66,6 +67,8 @@ pub struct RunOptions {
     pub access_log: Option<access_log::Options>,
     /// Whether the admin server changes objects.
     pub api_write: ApiWrite,
+    /// The gateway's own limits.
+    pub limits: Limits,
 }
 
 impl Default for RunOptions {
@@ -80,6 +83,7 @@ impl Default for RunOptions {
             upgrade_socket: None,
             access_log: None,
             api_write: ApiWrite::Off,
+            limits: Limits::default(),
         }
     }
 }
@@ -263,6 +267,7 @@ impl Start {
         let upgrade_socket =
             options.upgrade_socket.as_deref().and_then(|path| logged(UpgradeSocket::bind(path)));
         tokio::spawn(reopen_on_usr1(Arc::clone(&shared)));
+        tokio::spawn(watch_memory(Arc::clone(&shared.overload), workers.clone()));
         tracing::info!(workers = workers.len(), pid = std::process::id(), "fieldgate serves");
 
         let lost = lost(&workers, draining.clone());
@@ -337,6 +342,7 @@ fn shared(options: &RunOptions) -> Result<Arc<Shared>, String> {
         started: Instant::now(),
         workers: worker_count(options),
         room_news: Arc::default(),
+        overload: Overload::new(options.limits, worker_count(options)),
         draining: AtomicBool::new(false),
     }))
 }
@@ -442,6 +448,16 @@ async fn drained(workers: &[Arc<WorkerHandle>], mut draining: watch::Receiver<Op
         }
     }
     tracing::info!(took = ?begun.elapsed(), "drained");
+}
+
+/// Tells the workers when memory becomes scarce.
+async fn watch_memory(overload: Arc<Overload>, workers: Vec<Arc<WorkerHandle>>) {
+    overload::watch_memory(overload, overload::resident, |pressure| {
+        for worker in &workers {
+            worker.send(worker::Command::Pressure(pressure));
+        }
+    })
+    .await;
 }
 
 /// As log rotation expects it.

@@ -11,6 +11,7 @@ pub mod explain;
 pub mod health;
 pub mod host;
 mod memory;
+pub mod overload;
 pub mod published;
 pub mod resolve;
 pub mod source;

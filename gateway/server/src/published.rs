@@ -12,6 +12,7 @@ use fieldgate_plugins::authz::Authorizer;
 use rustc_hash::FxHashMap;
 use tokio::sync::Notify;
 
+use crate::overload::Overload;
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::AccessLog;
 
@@ -39,6 +40,8 @@ pub struct Shared {
     pub workers: usize,
     /// Wakes workers when requests of one wait for connections that others keep, or some were given up.
     pub room_news: Arc<Notify>,
+    /// The gateway's own limits, and what is known of its load.
+    pub overload: Arc<Overload>,
     /// Set once, when the process begins to drain.
     pub draining: AtomicBool,
 }

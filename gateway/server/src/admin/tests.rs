@@ -50,6 +50,7 @@ impl Admin {
                 started: Instant::now(),
                 workers: 1,
                 room_news: Arc::default(),
+                overload: Arc::default(),
                 draining: AtomicBool::new(false),
             }),
             workers: Vec::new(),

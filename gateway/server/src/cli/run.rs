@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
+use super::overload::OverloadArgs;
 use super::{DEFAULT_ADMIN, duration};
 use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
@@ -56,6 +57,8 @@ pub(super) struct Run {
     /// Take the sockets from the process that serves now.
     #[arg(long, requires = "upgrade_socket")]
     upgrade: bool,
+    #[command(flatten)]
+    overload: OverloadArgs,
     /// What is logged to standard error: error, warn, info, debug, or directives such as `info,fieldgate=debug`.
     #[arg(long, value_name = "LEVEL", default_value = "info,pingora_core=warn")]
     log_level: String,
@@ -77,6 +80,7 @@ impl Run {
         let access_log = access_log_target(&self.access_log)
             .map(|target| access_log::Options { target, format: self.access_log_format });
         RunOptions {
+            limits: self.overload.limits(),
             config: self.config,
             admin: self.admin.0,
             workers: self.workers.map(usize::from),
@@ -147,6 +151,10 @@ mod tests {
         assert_eq!(options.admin, Some("127.0.0.1:15000".parse().unwrap()));
         assert_eq!((options.workers, options.access_log), (None, None));
         assert_eq!(options.api_write, ApiWrite::Off);
+        let limits = options.limits;
+        assert_eq!((limits.per_address, limits.per_source), (None, None));
+        assert_eq!(limits.delay, Some(Duration::from_millis(100)));
+        assert!(limits.connections.is_some());
         assert_eq!(parse(&["--config=a", "--api-write"]).unwrap().api_write, ApiWrite::Loopback);
         let anyone = parse(&["--config=a", "--api-write", "--api-write-from-anywhere"]).unwrap();
         assert_eq!(anyone.api_write, ApiWrite::Anyone);
@@ -164,8 +172,21 @@ mod tests {
             "--pid-file=p",
             "--upgrade-socket=u",
             "--upgrade",
+            "--max-connections=9",
+            "--max-connections-per-address=8",
+            "--max-connections-per-source=7",
+            "--max-memory=1GiB",
+            "--max-delay=off",
         ])
         .unwrap();
+        let limits = crate::overload::Limits {
+            connections: Some(9),
+            per_address: Some(8),
+            per_source: Some(7),
+            memory: Some(1 << 30),
+            delay: None,
+        };
+        assert_eq!(options.limits, limits);
         assert_eq!((options.admin, options.workers, options.upgrade), (None, Some(2), true));
         let log = access_log::Options { target: Target::Stdout, format: Format::Json };
         assert_eq!(options.access_log, Some(log));
@@ -178,6 +199,8 @@ mod tests {
             (&["--config=a", "--workers=0"], "1..=1024"),
             (&["--config=a", "--drain-time=45"], "45s"),
             (&["--config=a", "--access-log-format=%NOPE%"], "no operator"),
+            (&["--config=a", "--max-connections=0"], "above 0"),
+            (&["--config=a", "--max-memory=4"], "512MiB"),
             (&["--config=a", "--upgrade"], "--upgrade-socket"),
             (&[], "--config"),
         ] {

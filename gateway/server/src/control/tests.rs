@@ -48,6 +48,7 @@ impl Rig {
             started: Instant::now(),
             workers: 1,
             room_news: Arc::default(),
+            overload: Arc::default(),
             draining: AtomicBool::new(false),
         });
         let (control, events) = channel();
@@ -62,7 +63,9 @@ impl Rig {
                     listening.lock().unwrap().remove(&id);
                 }
                 Command::Drain { .. } => listening.lock().unwrap().clear(),
-                Command::Flush(_) | Command::Report(_) => panic!("nothing here asks for that"),
+                Command::Flush(_) | Command::Report(_) | Command::Pressure(_) => {
+                    panic!("nothing here asks for that")
+                }
             })
         };
         let resolver = {

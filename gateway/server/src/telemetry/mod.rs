@@ -10,6 +10,7 @@ mod mirrors;
 pub mod outcome;
 mod pool_events;
 mod recorder;
+mod refusals;
 mod series;
 #[cfg(test)]
 mod testing;

@@ -12,7 +12,9 @@ use super::metrics::{IstioLabels, IstioSeries, Telemetry};
 use super::mirrors::MirrorCounts;
 use super::outcome::{Outcome, STAGES};
 use super::pool_events::{PoolEvent, PoolEvents};
+use super::refusals::Refusals;
 use super::series::LocalHistogram;
+use crate::overload::Refusal;
 
 /// Flushes without a request after which a cell is forgotten. Its counts are safe in the shared series; forgetting it
 /// lets go of the rule and the pool, which a reload may have replaced.
@@ -28,6 +30,7 @@ pub struct Recorder {
     authz: RefCell<FxHashMap<AuthzKey, AuthzCell>>,
     /// By address, as with [`CellKey`].
     mirrors: RefCell<FxHashMap<usize, Rc<MirrorCounts>>>,
+    refusals: Refusals,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -84,6 +87,7 @@ impl Recorder {
             pool_events: PoolEvents::default(),
             authz: RefCell::default(),
             mirrors: RefCell::default(),
+            refusals: Refusals::new(telemetry),
         }
     }
 
@@ -127,6 +131,26 @@ impl Recorder {
         self.pool_events.add(&self.telemetry, pool, event);
     }
 
+    /// Counts a connection that was broken off as soon as it was accepted.
+    pub fn connection_refused(&self, why: Refusal) {
+        self.refusals.connection(why);
+    }
+
+    /// Counts a request that was refused for the gateway's own sake.
+    pub fn request_refused(&self, why: Refusal) {
+        self.refusals.request(why);
+    }
+
+    /// Counts an HTTP/2 connection that was ended because it flooded.
+    pub fn flooded(&self, kind: &str) {
+        self.refusals.flood(kind);
+    }
+
+    /// Counts a time when there was no file for a connection.
+    pub fn short_of_files(&self) {
+        self.refusals.shortage();
+    }
+
     /// Counts a request that matched a policy.
     pub fn authz(&self, policy: &ObjectKey, action: PolicyAction, dry_run: bool) {
         let key = (address(Some(&policy.namespace)), address(Some(&policy.name)), action, dry_run);
@@ -155,6 +179,7 @@ impl Recorder {
         self.pool_events.flush();
         self.authz.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
         self.mirrors.borrow_mut().retain(|_, counts| MirrorCounts::flush(counts) < IDLE_FLUSHES);
+        self.refusals.flush();
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {

@@ -2,10 +2,11 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fieldgate_core::snapshot::CompiledListener;
@@ -18,24 +19,54 @@ use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-use super::{Connection, Worker, h1, h2};
+use super::{Connection, Worker, h1, h2, shed};
+use crate::overload::{Permit, Place, Pressure, Refusal, out_of_files};
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The same while more than half of [`HANDSHAKES`] are under way: many that do not get on are an attack.
+const HANDSHAKE_IN_A_CROWD: Duration = Duration::from_secs(3);
+/// TLS handshakes under way, per worker.
+const HANDSHAKES: u32 = 2048;
+/// A step of a handshake that takes longer than this computes; others have their turn before the next one does.
+const COMPUTES: Duration = Duration::from_micros(100);
+/// Connections accepted in one turn of the event loop, before others have theirs.
+const BURST: u32 = 16;
 /// Pause after an accept that failed for want of a resource: the queue keeps what waits.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Accepts until stopped; what waits in the queue then is still taken, for to the client it is connected already.
 pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, stop: Rc<Notify>) {
+    let place = worker.all_connections().place(bound);
+    let mut burst = 0;
     loop {
         let accepted = tokio::select! {
             accepted = socket.accept() => accepted,
             () = stop.notified() => break,
         };
         match accepted {
-            Ok((tcp, peer)) => start(&worker, bound, tcp, peer),
+            Ok((tcp, peer)) => {
+                start(&worker, &place, bound, tcp, peer);
+                burst += 1;
+                if burst == BURST {
+                    burst = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
             // The peer gave up while it waited; nothing is wrong here.
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            Err(error) if out_of_files(&error) => {
+                worker.short_of_files(bound, &error);
+                let mut stopped = false;
+                while !stopped && !worker.has_files() {
+                    worker.refuse_waiting(&socket);
+                    let pause = tokio::time::timeout(PAUSE, stop.notified()).await;
+                    stopped = pause.is_ok();
+                }
+                if stopped {
+                    break;
+                }
+            }
             Err(error) => {
                 tracing::warn!(address = %bound, %error, "cannot accept connections; trying again shortly");
                 tokio::time::sleep(PAUSE).await;
@@ -43,20 +74,46 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
         }
     }
     while let Some(Ok((tcp, peer))) = socket.accept().now_or_never() {
-        start(&worker, bound, tcp, peer);
+        start(&worker, &place, bound, tcp, peer);
     }
 }
 
-fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
+/// Whether a connection may begin. One that may not is reset: the answer that costs least, for us and on the way.
+fn admit(worker: &Worker, place: &Rc<Place>, peer: SocketAddr, tls: bool) -> Result<Permit, Refusal> {
+    if worker.gate.pressure() >= Pressure::Tight {
+        return Err(Refusal::Memory);
+    }
+    if tls && worker.handshakes.get() >= HANDSHAKES {
+        return Err(Refusal::Handshakes);
+    }
+    // A handshake costs as much as many requests. Who is here already goes first; in plaintext the request decides.
+    if tls && worker.gate.refuses(|| worker.random()).is_some() {
+        return Err(Refusal::Delay);
+    }
+    let permit = place.admit(peer.ip());
+    if let Err(Refusal::Connections) = &permit {
+        worker.close_idle();
+    }
+    permit
+}
+
+fn start(worker: &Rc<Worker>, place: &Rc<Place>, bound: SocketAddr, tcp: TcpStream, peer: SocketAddr) {
     worker.taken.set(worker.taken.get() + 1);
     let Some((listener, config)) = terms(worker, bound) else { return };
+    let permit = match admit(worker, place, peer, config.is_some()) {
+        Ok(permit) => permit,
+        Err(why) => return shed::reset(worker, tcp, why),
+    };
     // A socket of one address has that one; the kernel need not be asked.
     let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
     let Ok(local) = local else { return };
     let info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
     let served = match config {
         None => plain(worker.clone(), Rc::new(info), Stream::new(Io::Tcp(tcp), peer, local)),
-        Some(config) => secure(worker.clone(), Box::pin(handshake(config, worker.buffers.take(), tcp, info))),
+        Some(config) => {
+            let handshake = handshake(worker.clone(), config, worker.buffers.take(), tcp, info);
+            secure(worker.clone(), Box::pin(handshake))
+        }
     };
     worker.connections.set(worker.connections.get() + 1);
     if let Some(listener) = &listener {
@@ -69,6 +126,7 @@ fn start(worker: &Rc<Worker>, bound: SocketAddr, tcp: TcpStream, peer: SocketAdd
             worker.recorder.connection_closed(&listener.ir.key);
         }
         worker.connections.set(worker.connections.get() - 1);
+        drop(permit);
     });
 }
 
@@ -125,14 +183,66 @@ async fn finished<F: Future>(future: Pin<Box<F>>) -> F::Output {
     future.await
 }
 
+/// Counts a handshake for as long as it is under way.
+struct UnderWay<'w>(&'w Worker);
+
+impl<'w> UnderWay<'w> {
+    fn begin(worker: &'w Worker) -> Self {
+        worker.handshakes.set(worker.handshakes.get() + 1);
+        Self(worker)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.handshakes.set(self.0.handshakes.get() - 1);
+    }
+}
+
+/// Carries out a handshake such that all of them together compute once in each turn of the event loop: what they take is
+/// a part of the worker's time then, however many there are, and requests are served in between.
+async fn in_turn<F: Future>(worker: &Worker, handshake: F) -> F::Output {
+    let mut handshake = pin!(handshake);
+    loop {
+        let turn = worker.handshake_turn.acquire().await;
+        let begun = Instant::now();
+        let step = futures_util::poll!(handshake.as_mut());
+        let computed = begun.elapsed() > COMPUTES;
+        if computed {
+            tokio::task::yield_now().await;
+        }
+        drop(turn);
+        match step {
+            Poll::Ready(output) => return output,
+            // What it waits for may have come while others had their turn: it has to be asked again.
+            Poll::Pending if computed => {}
+            Poll::Pending => woken().await,
+        }
+    }
+}
+
+/// Until this task is woken by what it polled before.
+async fn woken() {
+    let mut polled = false;
+    std::future::poll_fn(
+        |_| if std::mem::replace(&mut polled, true) { Poll::Ready(()) } else { Poll::Pending },
+    )
+    .await;
+}
+
 async fn handshake(
+    worker: Rc<Worker>,
     config: Arc<ServerConfig>,
     ahead: PooledBuf,
     tcp: TcpStream,
     mut info: Connection,
 ) -> Option<Opened> {
     let accept = tls::accept(config, Staged::new(tcp, ahead));
-    let io = tokio::time::timeout(HANDSHAKE, accept).await.ok()?.ok()?;
+    let under_way = UnderWay::begin(&worker);
+    let crowded = worker.handshakes.get() > HANDSHAKES / 2;
+    let bound = if crowded { HANDSHAKE_IN_A_CROWD } else { HANDSHAKE };
+    let io = tokio::time::timeout(bound, in_turn(&worker, accept)).await.ok()?.ok()?;
+    drop(under_way);
     let agreed = HandshakeInfo::of(&io)?;
     info.sni = agreed.sni.map(String::from);
     let stream = Stream::new(io, info.peer, info.local);

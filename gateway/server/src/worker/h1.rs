@@ -16,7 +16,8 @@ use fieldgate_wire::timer::{Deadline, with_deadline};
 
 use super::exchange::{self, Request};
 use super::side::{H1Side, Side};
-use super::{Connection, Worker, local, tunnel};
+use super::{Connection, Worker, local, shed, tunnel};
+use crate::overload::Pressure;
 
 /// First byte of a connection, and from one request to the next.
 const IDLE: Duration = Duration::from_secs(75);
@@ -74,9 +75,15 @@ async fn wait_for_request(worker: &Worker, stream: &mut Stream, deadline: &Deadl
         if let Poll::Ready(ready) = stream.io_mut().poll_readable(cx) {
             return Poll::Ready(ready.is_ok());
         }
-        if !told && drain.as_mut().poll(cx).is_ready() {
-            told = true;
-            deadline.set(DRAIN_IDLE);
+        while !told && drain.as_mut().poll(cx).is_ready() {
+            if worker.draining.get() {
+                told = true;
+                deadline.set(DRAIN_IDLE);
+            } else if worker.room.wants_it_closed() {
+                return Poll::Ready(false);
+            } else {
+                drain.set(worker.drain.notified());
+            }
         }
         deadline.poll_expired(cx).map(|()| false)
     })
@@ -115,6 +122,15 @@ async fn active(
             }
         }
         request.started = started;
+        if let Some(why) = worker.gate.refuses(|| worker.random()) {
+            side = Box::pin(shed::http1(worker, conn, side, &request, why, deadline)).await?;
+            worker.give_request_head(std::mem::take(&mut request.head));
+            deadline.set(WARM);
+            continue;
+        }
+        if worker.gate.pressure() > Pressure::None {
+            request.keep_alive = false;
+        }
         let keep = request.keep_alive;
         let (back, reusable) =
             exchange::exchange(worker, conn, Side::H1(side), &mut request, deadline).await?;
@@ -171,8 +187,11 @@ async fn read_head(
     conn: &Connection,
     deadline: &Deadline,
 ) -> Result<bool, Malformed> {
+    let mut pieces = Pieces::default();
     loop {
-        if let Some(used) = parse(side.input.filled(), request, conn.tls)? {
+        if pieces.worth_parsing(side.input.filled())
+            && let Some(used) = parse(side.input.filled(), request, conn.tls)?
+        {
             side.input.consume(used);
             side.expect_body(request.body);
             return Ok(true);
@@ -181,6 +200,30 @@ async fn read_head(
             Ok(Ok(n)) if n > 0 => {}
             _ => return Ok(false),
         }
+    }
+}
+
+/// When a head that comes in pieces is parsed again: at its end, or once it has grown by a quarter. Parsed after each
+/// piece, a long head sent byte by byte would cost a thousand times what it costs to send.
+#[derive(Default)]
+struct Pieces {
+    seen: usize,
+    parsed: usize,
+}
+
+impl Pieces {
+    /// A head as short as this, in bytes, is parsed after each piece, so that a mistake is answered at once.
+    const SHORT: usize = 1024;
+
+    fn worth_parsing(&mut self, input: &[u8]) -> bool {
+        let new = &input[self.seen.saturating_sub(3).min(input.len())..];
+        self.seen = input.len();
+        let ended = || new.windows(2).any(|w| w == b"\n\n") || new.windows(3).any(|w| w == b"\n\r\n");
+        let worth = input.len() <= Self::SHORT || input.len() >= self.parsed + self.parsed / 4 || ended();
+        if worth {
+            self.parsed = input.len();
+        }
+        worth
     }
 }
 
@@ -327,6 +370,21 @@ mod tests {
             client.shutdown().await.unwrap();
         }
         verdict.await
+    }
+
+    #[test]
+    fn a_long_head_in_small_pieces_is_parsed_a_few_times_only() {
+        let head = format!("GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "y".repeat(50_000));
+        let head = head.as_bytes();
+        let mut pieces = Pieces::default();
+        let parsed = (1..=head.len()).filter(|n| pieces.worth_parsing(&head[..*n])).count();
+        assert!((1024..1024 + 30).contains(&parsed), "{parsed}");
+        for step in [1, 2, 3, 7, 1000] {
+            let mut pieces = Pieces::default();
+            let cuts = (1..head.len()).step_by(step).chain([head.len()]);
+            let last = cuts.map(|n| pieces.worth_parsing(&head[..n])).last();
+            assert_eq!(last, Some(true), "the end is seen, in pieces of {step}");
+        }
     }
 
     #[tokio::test]

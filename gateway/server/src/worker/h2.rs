@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fieldgate_core::{HeaderId, Method, Version};
-use fieldgate_wire::h1::{BodyKind, Malformed, valid_authority};
+use fieldgate_wire::h1::{BodyKind, MAX_FIELDS, Malformed, valid_authority};
 use fieldgate_wire::io::Stream;
 use fieldgate_wire::linger::Lingering;
-use h2::RecvStream;
+use fieldgate_wire::metered::Metered;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 
 use super::exchange::{self, Request};
 use super::local::{self, Answer};
+use super::shed::{self, Refused};
 use super::side::{H2Side, Side, fill_headers};
 use super::{Connection, Worker, h1, tunnel};
 
@@ -34,6 +36,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection without a request may still send its first one while the gateway drains.
 const FIRST_REQUEST: Duration = Duration::from_secs(2);
 
+/// How long the peer of a connection that was told to go may take to hear it.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// Serves a connection to its end. `ahead`: what was read of it already.
 pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ahead: Bytes) {
     let mut builder = h2::server::Builder::new();
@@ -49,18 +54,31 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
         .max_pending_accept_reset_streams(50)
         .max_local_error_reset_streams(Some(100));
     let transport = Lingering::new(stream.into_io(), worker.wheel.register(), LINGER).read_ahead(ahead);
+    let transport = Metered::new(transport, (*worker.wheel).clone());
+    let meter = transport.meter();
+    let refused = Refused::default();
     let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, builder.handshake::<_, Bytes>(transport)));
     let Ok(Ok(mut connection)) = handshake.await else { return };
     let deadline = worker.wheel.register();
     deadline.set(IDLE);
     let drain = worker.drain.notified();
     tokio::pin!(drain);
-    let (mut told, mut draining, mut served) = (false, false, false);
+    let (mut told, mut draining, mut served, mut flooded) = (false, false, false, false);
     loop {
         let accepted = poll_fn(|cx| {
-            if !draining && (worker.draining.get() || drain.as_mut().poll(cx).is_ready()) {
-                draining = true;
-                deadline.set(FIRST_REQUEST);
+            meter.begin_turn();
+            while !draining && (worker.draining.get() || drain.as_mut().poll(cx).is_ready()) {
+                if worker.draining.get() {
+                    draining = true;
+                    deadline.set(FIRST_REQUEST);
+                    break;
+                }
+                if !told && !connection.has_streams() && worker.room.wants_it_closed() {
+                    told = true;
+                    connection.graceful_shutdown();
+                    deadline.set(FAREWELL);
+                }
+                drain.set(worker.drain.notified());
             }
             // A connection that was just opened is not told to go before it could ask for anything: a client may
             // count what it had ready to send as failed.
@@ -71,12 +89,27 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
             if let Poll::Ready(accepted) = connection.poll_accept(cx) {
                 return Poll::Ready(accepted);
             }
-            if connection.has_streams() {
+            if let Some(flood) = meter.flood()
+                && !flooded
+            {
+                (flooded, told) = (true, true);
+                worker.recorder.flooded(flood.as_str());
+                tracing::debug!(peer = %conn.peer, kind = flood.as_str(), "an HTTP/2 connection floods; ended");
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                deadline.set(FAREWELL);
+                cx.waker().wake_by_ref();
+            }
+            if connection.has_streams() && !flooded {
                 deadline.set(IDLE);
             }
-            if !told && deadline.poll_expired(cx).is_ready() {
+            if deadline.poll_expired(cx).is_ready() {
+                if told {
+                    // It does not even take that it is to go.
+                    return Poll::Ready(None);
+                }
                 told = true;
                 connection.graceful_shutdown();
+                deadline.set(FAREWELL);
                 cx.waker().wake_by_ref();
             }
             Poll::Pending
@@ -85,16 +118,20 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
         let Some(Ok((request, respond))) = accepted else { return };
         served = true;
         deadline.set(IDLE);
-        start_exchange(worker, &conn, request, respond);
+        if !start_exchange(worker, &conn, request, respond, &refused) {
+            meter.malformed();
+        }
     }
 }
 
+/// `false`: the request was malformed.
 fn start_exchange(
     worker: &Rc<Worker>,
     conn: &Rc<Connection>,
     incoming: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) {
+    refused: &Refused,
+) -> bool {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
     let mut request = Request { started, head: worker.take_request_head(), ..Request::default() };
@@ -103,7 +140,11 @@ fn start_exchange(
         let answer = Answer::new(why.status(), why.as_str(), "DPE", "bad request\n");
         exchange::record_refusal(worker, conn, &request, &answer);
         local::send_h2(respond, answer, &request.head);
-        return;
+        return false;
+    }
+    if let Some(why) = worker.gate.refuses(|| worker.random()) {
+        shed::http2(worker, conn, respond, request, why, refused);
+        return true;
     }
     let recv = match request.upgrade {
         Some(_) => {
@@ -116,6 +157,7 @@ fn start_exchange(
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
     // In a box, for the runtime moves a task three times on its way to its place.
     tokio::task::spawn_local(Box::pin(stream_exchange(worker.clone(), conn.clone(), request, side)));
+    true
 }
 
 async fn stream_exchange(worker: Rc<Worker>, conn: Rc<Connection>, mut request: Request, side: Side) {
@@ -132,6 +174,10 @@ pub(super) fn read_head(
     ended: bool,
     random: impl Fn() -> u64,
 ) -> Result<(), Malformed> {
+    // As many as HTTP/1 may have: the size alone would allow thousands of short ones.
+    if parts.headers.len() > MAX_FIELDS {
+        return Err(Malformed::TooManyFields);
+    }
     let head = &mut request.head;
     head.version = Version::Http2;
     head.method = Method::from_bytes(parts.method.as_str().as_bytes());

@@ -17,6 +17,7 @@ mod h2;
 mod local;
 mod mirror;
 mod replay;
+mod shed;
 mod side;
 mod tunnel;
 mod upstream;
@@ -42,6 +43,7 @@ use fieldgate_wire::stock::Stock;
 use fieldgate_wire::timer::Wheel;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::overload::{self, Connections, Gate, Overload, Pressure};
 use crate::published::{Published, Shared};
 use crate::telemetry::access_log::{AccessLog, Batch};
 use crate::telemetry::{Outcome, Recorder};
@@ -78,6 +80,8 @@ pub enum Command {
         /// As given in `Listen`.
         id: u64,
     },
+    /// Memory is as scarce as this from now on.
+    Pressure(Pressure),
     /// Push local metrics to the shared ones.
     Flush(oneshot::Sender<()>),
     /// Say what is going on.
@@ -182,6 +186,14 @@ pub(crate) struct Worker {
     pub mirrors: mirror::Mirrors,
     /// Lines of the access log that were not handed over yet.
     lines: RefCell<Batch>,
+    index: usize,
+    overload: Arc<Overload>,
+    /// Whether new requests are taken.
+    pub gate: Gate,
+    pub room: shed::Room,
+    /// TLS handshakes under way, and whose turn it is.
+    pub handshakes: Cell<u32>,
+    pub handshake_turn: tokio::sync::Semaphore,
     pub connections: Cell<u64>,
     pub requests: Cell<u64>,
     /// Connections and requests taken so far.
@@ -191,6 +203,7 @@ pub(crate) struct Worker {
     /// The same when memory was last given back to the system.
     given_back_at: Cell<u64>,
     pub draining: Cell<bool>,
+    /// Wakes connections that are idle: the worker drains, or some are to make room.
     pub drain: Notify,
     /// The drain's deadline has passed: what is still in flight is cut off.
     pub over: Cell<bool>,
@@ -252,6 +265,12 @@ impl Worker {
             upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone()),
             mirrors: mirror::Mirrors::default(),
             lines: RefCell::default(),
+            index,
+            overload: shared.overload.clone(),
+            gate: Gate::default(),
+            room: shed::Room::new(),
+            handshakes: Cell::new(0),
+            handshake_turn: tokio::sync::Semaphore::new(1),
             connections: Cell::new(0),
             requests: Cell::new(0),
             taken: Cell::new(0),
@@ -261,6 +280,11 @@ impl Worker {
             drain: Notify::new(),
             over: Cell::new(false),
         })
+    }
+
+    /// Who is connected, on all workers.
+    pub fn all_connections(&self) -> &Arc<Connections> {
+        &self.overload.connections
     }
 
     /// The configuration as of now. A request asks once and keeps what it got.
@@ -435,6 +459,16 @@ impl Connection {
     }
 }
 
+async fn watch_delay(worker: Rc<Worker>, target: Duration) {
+    let taken = || worker.taken.get();
+    let watched = overload::watch(&worker.overload, worker.index, &worker.gate, target, taken).await;
+    if let Err(error) = watched {
+        // What it refused last must not stay refused.
+        worker.gate.set_admitted(1.0);
+        tracing::error!(%error, "the delay of requests cannot be measured; --max-delay has no effect");
+    }
+}
+
 async fn until(end: Option<Instant>) {
     match end {
         Some(end) => tokio::time::sleep_until(end.into()).await,
@@ -448,6 +482,9 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
     tokio::task::spawn_local(async move {
         wheel.run().await;
     });
+    if let Some(target) = worker.overload.limits().delay {
+        tokio::task::spawn_local(watch_delay(worker.clone(), target));
+    }
     let mut listeners: HashMap<u64, Rc<Notify>> = HashMap::new();
     let mut second = tokio::time::interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -499,6 +536,7 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                     stop.notify_one();
                 }
             }
+            Some(Command::Pressure(pressure)) => worker.set_pressure(pressure),
             Some(Command::Flush(done)) => {
                 worker.recorder.flush();
                 let _ = done.send(());

@@ -330,13 +330,13 @@ impl Upstreams {
         })
     }
 
-    /// Closes all connections that no request uses.
-    pub fn give_up_idle(&self) {
-        // Out of the map first: a lease that is dropped may tell others, who look into it.
-        let mut given_up = Vec::new();
+    /// Closes all connections that no request has used for so long.
+    pub fn give_up_idle(&self, unused: Duration) {
+        let now = Instant::now();
+        let old = |since: Instant| now.saturating_duration_since(since) >= unused;
         for endpoint in self.endpoints.borrow_mut().values_mut() {
-            given_up.append(&mut endpoint.idle);
-            endpoint.shared.retain(|shared| shared.streams.get() > 0);
+            endpoint.idle.retain(|kept| !old(kept.since));
+            endpoint.shared.retain(|shared| shared.streams.get() > 0 || !old(shared.used.get()));
         }
     }
 
