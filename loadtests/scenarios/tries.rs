@@ -211,7 +211,7 @@ fn hashing(context: &Context) -> Result<String, String> {
     for policy in ["ringHash", "maglev"] {
         let backends = [Scripted::good("a")?, Scripted::good("b")?, Scripted::good("c")?];
         let addresses: Vec<_> = backends.iter().map(|backend| backend.address).collect();
-        let pool = format!("  loadBalancing: {{policy: {policy}, hash: [{{header: {{name: x-user}}}}]}}\n");
+        let pool = format!("  loadBalancing: {{policy: {policy}, hash: [{{header: x-user}}]}}\n");
         let (_stage, _gateway, edge) = play(context, &addresses, &pool, "")?;
         let mut homes = BTreeSet::new();
         for user in 0..20 {

@@ -55,6 +55,15 @@ pub struct Outcome {
 }
 
 impl Configuration {
+    /// An empty one of a gateway that stands there.
+    pub fn of_gateway_at(locality: Option<ir::Locality>) -> Self {
+        let mut configuration = Self::default();
+        if let Some(own) = locality {
+            configuration.translator.set_locality(own);
+        }
+        configuration
+    }
+
     /// Takes changed files in.
     pub fn apply(&mut self, files: Vec<FileChange>) -> Outcome {
         let names: Vec<_> = files.iter().map(|f| f.name.clone()).collect();

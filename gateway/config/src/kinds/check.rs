@@ -113,6 +113,28 @@ impl<'n> Checks<'n> {
         }
     }
 
+    /// The name of a header or cookie.
+    pub fn token(&mut self, field: &str, text: &str, what: &str) {
+        if !is_token(text) {
+            let message = format!("\"{text}\" is not {what}");
+            self.error(field, reason::INVALID_VALUE, message, Some("letters, digits and -_. only"));
+        }
+    }
+
+    /// `Path` of a cookie that the gateway sets.
+    pub fn cookie_path(&mut self, field: &str, path: Option<&str>) {
+        if let Some(path) = path
+            && (!path.starts_with('/') || path.contains([';', ',']) || path.chars().any(char::is_control))
+        {
+            self.error(
+                field,
+                reason::INVALID_VALUE,
+                format!("\"{path}\" is not the path of a cookie"),
+                Some("it begins with \"/\" and has no \";\""),
+            );
+        }
+    }
+
     /// A DNS name of Gateway API: lower case, optionally with a wildcard for its first label.
     pub fn hostname(&mut self, field: &str, name: &str, wildcard: bool) {
         let host = name.strip_prefix("*.").filter(|_| wildcard).unwrap_or(name);

@@ -4,7 +4,7 @@
 //! HTTPRoute has `retry` and `sessionPersistence`. They are generated from Gateway API 1.5.1; compared field by field
 //! with the experimental CRDs of 1.6.1, nothing is missing from the kinds read here. What 1.6 changed is validation
 //! (`retry.attempts` at least 1, `retry.codes` without repetition), and that is checked in `route`.
-//! Kubernetes' own types are those of `k8s-openapi`. Istio's and ours are in [`istio`] and [`fieldgate`].
+//! Kubernetes' own types are those of `k8s-openapi`. Istio's are in [`istio`], ours in [`fieldgate`] and [`pool`].
 //!
 //! This module says what a kind looks like and what its schema forbids; what objects mean together is not its matter.
 
@@ -16,6 +16,11 @@ mod foreign;
 mod gateway;
 pub mod istio;
 mod kubernetes;
+pub mod number;
+pub mod pool;
+mod pool_check;
+pub mod pool_health;
+pub mod pool_traffic;
 mod route;
 
 use std::fmt;
@@ -75,7 +80,7 @@ pub enum Spec {
     ServiceEntry(Box<istio::ServiceEntrySpec>),
     WorkloadEntry(Box<istio::WorkloadEntrySpec>),
     AuthorizationPolicy(Box<istio::AuthorizationPolicySpec>),
-    Pool(Box<fieldgate::PoolSpec>),
+    Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
 }
 
@@ -246,7 +251,7 @@ fn read_spec(
             }
             Spec::AuthorizationPolicy(checked(root, reader, checks, istio::check_authorization_policy)?)
         }
-        Kind::Pool => Spec::Pool(checked(root, reader, checks, fieldgate::check_pool)?),
+        Kind::Pool => Spec::Pool(checked(root, reader, checks, pool_check::check_pool)?),
         Kind::SplitPolicy => Spec::SplitPolicy(checked(root, reader, checks, fieldgate::check_split_policy)?),
     })
 }

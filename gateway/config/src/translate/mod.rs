@@ -11,8 +11,11 @@ mod filters;
 mod gateways;
 mod matches;
 mod policies;
+mod pool;
+mod pool_traffic;
 mod pools;
 mod routes;
+mod service_entries;
 mod splits;
 #[cfg(test)]
 mod tests;
@@ -96,6 +99,11 @@ struct Dirt {
 }
 
 impl Translator {
+    /// Says where the gateway stands. It counts from the next translation of pools on, so before the first.
+    pub fn set_locality(&mut self, own: ir::Locality) {
+        self.pools.set_locality(own);
+    }
+
     /// Takes a change in and translates what it touches.
     pub fn apply(&mut self, change: &StoreChange) -> Translation {
         let before = self.config.clone();
@@ -105,7 +113,8 @@ impl Translator {
         if gateways {
             all_routes |= self.redo_gateways();
         }
-        if dirt.grpc_targets || dirt.any(pools::SOURCES) || dirt.any(&[Kind::ReferenceGrant]) {
+        // Secrets: the authorities of health checks.
+        if dirt.grpc_targets || dirt.any(pools::SOURCES) || dirt.any(&[Kind::ReferenceGrant, Kind::Secret]) {
             all_routes |= self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
         }
         if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {
@@ -251,6 +260,7 @@ impl Translator {
 
     fn redo_pools(&mut self) -> bool {
         self.notes.pools.clear();
+        let other_hosts = self.pools.index_hosts(&self.objects);
         let pools = self.pools.translate(&self.objects, &mut self.notes.pools);
         let same_keys = pools.len() == self.config.pools.len() && pools.keys().eq(self.config.pools.keys());
         self.config.pools = merge(&self.config.pools, pools);
@@ -261,7 +271,7 @@ impl Translator {
                 new.filter(|key| !self.pool_keys.contains(*key)).cloned().map(Arc::new).collect::<Vec<_>>(),
             );
         }
-        self.pools.index_hosts(&self.objects) || !same_keys
+        other_hosts || !same_keys
     }
 
     fn redo_policies(&mut self) {

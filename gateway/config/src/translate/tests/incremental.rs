@@ -104,6 +104,12 @@ fn versions() -> Vec<Vec<String>> {
             pool("p"),
             pool("p").replace("10.0.0.1", "10.0.0.2"),
             object("fieldgate.dev/v1alpha1", "Pool", "p", "service: {name: s, port: 80}"),
+            object(
+                "fieldgate.dev/v1alpha1",
+                "Pool",
+                "p",
+                "hostname: {name: old.example, port: 80}, fallback: [{name: s, port: 80}], healthCheck: {tcp: {}, tls: {caCertificateRefs: [{name: tls}]}}",
+            ),
         ],
         vec![
             entry("e", "}], resolution: STATIC, endpoints: [{address: 10.0.0.9}]"),

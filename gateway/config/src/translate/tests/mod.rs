@@ -4,6 +4,7 @@ mod backends;
 mod gateways;
 mod incremental;
 mod policies;
+mod pools;
 mod routes;
 
 use std::fmt::Write as _;
