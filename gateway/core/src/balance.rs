@@ -1,15 +1,33 @@
-//! Which endpoint of a pool gets a request.
+//! Which endpoint of a pool gets a request. What is Envoy's means here what it means there.
 //!
 //! A [`CompiledPool`] is immutable and shared; what workers learn about an endpoint (its health, its refusals) is in
 //! [`EndpointState`], shared by all workers and written only when it changes; what one worker alone knows (requests in
-//! flight, whose turn it is) is in its [`PoolState`]. No allocation and, while most endpoints are available, constant
-//! time per choice. Nothing here opens a connection or reads a clock.
+//! flight, whose turn it is) is in its [`PoolState`]. Nothing here opens a connection or reads a clock.
+//!
+//! A choice looks at no endpoint's state. From all states a worker derives a view (`view`): groups of endpoints that may
+//! be chosen, and how much each group gets, by priority (`levels`), locality (`localities`) and age (`slow_start`). It
+//! holds until the pool's epoch changes or its time is over. A choice checks that, draws a group, and draws from the
+//! group (`group`) in constant time and without allocation. A hash is looked up in a table (`table`) made when the
+//! snapshot was compiled; there the view says who is passed over.
+//!
+//! Where this differs from Envoy:
+//! * An endpoint that drains counts neither as there nor as sick, so that maintenance makes no panic.
+//! * Ejections that no outlier detection was configured for are guesses of ours. They are passed over, and give their load
+//!   to other endpoints and priorities, but make no panic; when they are all that is left they are used all the same.
+//! * A retry never goes to an endpoint that was tried, and in a panic it goes to one that is available, if any is.
 
 pub mod affinity;
 mod endpoint;
+mod group;
 mod hash_policy;
+mod latency;
+mod levels;
+mod localities;
 mod shared;
+mod slow_start;
 mod state;
+mod table;
+mod view;
 mod weighted;
 
 use std::net::SocketAddr;
@@ -21,12 +39,16 @@ pub use endpoint::EndpointState;
 pub use hash_policy::{RequestHash, request_hash};
 pub use shared::{Gauge, PoolShared};
 pub use state::{EndpointLocal, PoolState};
+pub use table::murmur2;
 
 use crate::ir;
 use crate::split::hash::xxh64;
-use weighted::{Alias, below};
+use group::Kind;
+use table::Tables;
+use view::{Class, Share};
+use weighted::below;
 
-/// Random tries before all endpoints are looked at. With half of them down, one request in sixteen has to.
+/// Draws of a retry before all endpoints are looked at.
 const TRIES: usize = 4;
 
 /// A pool, ready to choose.
@@ -40,11 +62,10 @@ pub struct CompiledPool {
     pub shared: Arc<PoolShared>,
     /// Its endpoints, each address once.
     pub endpoints: Vec<CompiledEndpoint>,
-    /// Indexes of those that do not drain.
-    serving: Vec<u32>,
-    /// By weight among `serving`; `None` if weights are equal.
-    alias: Option<Alias>,
-    /// Tells a worker that endpoints or weights are others than those that it knows.
+    /// Indexes of endpoints by priority, the first first.
+    levels: Vec<Vec<u32>>,
+    tables: Tables,
+    /// Tells a worker that endpoints, or how they are chosen, are others than those that it knows.
     fingerprint: u64,
 }
 
@@ -93,6 +114,10 @@ pub enum NoEndpoint {
     AllDraining,
     /// All that could have it were tried for this request.
     AllTried,
+    /// Too few are healthy, and the pool is set to refuse requests then.
+    Panic,
+    /// It must have the endpoint that its affinity names, which is not available.
+    AffinityLost,
 }
 
 impl NoEndpoint {
@@ -113,6 +138,8 @@ impl NoEndpoint {
             Self::AllUnhealthy => "all-unhealthy",
             Self::AllDraining => "all-draining",
             Self::AllTried => "all-tried",
+            Self::Panic => "panic",
+            Self::AffinityLost => "affinity-lost",
         }
     }
 }
@@ -124,6 +151,8 @@ impl std::fmt::Display for NoEndpoint {
             Self::AllUnhealthy => "health checks fail on every endpoint of the pool",
             Self::AllDraining => "every endpoint of the pool is draining",
             Self::AllTried => "every available endpoint of the pool was tried",
+            Self::Panic => "too few endpoints of the pool are healthy, and it is set to refuse requests then",
+            Self::AffinityLost => "the endpoint that the request's session is bound to is not available",
         })
     }
 }
@@ -165,7 +194,15 @@ impl CompiledPool {
         let shared = prev.map_or_else(Arc::default, |p| p.shared.clone());
         let state = |address| match known.get(&address) {
             Some(state) if !checks_ended || state.is_healthy() => Arc::clone(state),
-            _ => Arc::new(EndpointState::of(address, shared.clone())),
+            Some(_) => Arc::new(EndpointState::of(address, shared.clone())),
+            None => {
+                let state = EndpointState::of(address, shared.clone());
+                // The endpoints that a pool begins with are not new to it.
+                if !known.is_empty() {
+                    state.leave();
+                }
+                Arc::new(state)
+            }
         };
         let endpoints: Vec<CompiledEndpoint> = each_address_once(endpoints)
             .into_iter()
@@ -174,25 +211,24 @@ impl CompiledPool {
                 CompiledEndpoint { state: state(e.address), ir: e }
             })
             .collect();
-        let serving: Vec<u32> =
-            (0..endpoints.len() as u32).filter(|i| !endpoints[*i as usize].ir.draining).collect();
-        let weight = |i: &u32| endpoints[*i as usize].ir.weight;
-        let equal = serving.windows(2).all(|w| weight(&w[0]) == weight(&w[1]));
-        let alias = (!equal).then(|| Alias::new(serving.iter().map(weight)));
-        let fingerprint = fingerprint(&endpoints);
-        Self { ir, slot, shared, endpoints, serving, alias, fingerprint }
+        let levels = levels(&endpoints);
+        let tables = Tables::new(&ir, &endpoints, &levels, prev);
+        let fingerprint = fingerprint(&ir, &endpoints);
+        Self { ir, slot, shared, endpoints, levels, tables, fingerprint }
     }
 
     fn as_configured(&self) -> Vec<ir::Endpoint> {
         self.endpoints.iter().map(|e| e.ir.clone()).collect()
     }
 
-    /// Chooses an endpoint's index, never one of those tried, never one that drains or that active checks call unhealthy.
-    ///
-    /// Endpoints left alone after failures (ejected) are passed over as long as another is available. When all that are
-    /// left are ejected they are used all the same: such a verdict is a guess from a few requests, and a wrong guess
-    /// about all of them must not become an outage. `PoolState::panics` counts these. Active checks are believed: when
-    /// they fail everywhere the answer is an error at once.
+    /// Whether workers should tell how long responses take ([`PoolState::observe`]).
+    pub fn wants_latency(&self) -> bool {
+        matches!(self.ir.balance, ir::Balance::PeakEwma { .. })
+    }
+
+    /// Chooses an endpoint's index, never one of those tried, and never one that drains, but for a request that is bound to
+    /// it. One that is not available is chosen in a panic only, or when it is left alone on a guess and there is no other;
+    /// `PoolState::panics` counts these.
     pub fn pick(
         &self,
         state: &mut PoolState,
@@ -200,96 +236,230 @@ impl CompiledPool {
         random: &mut dyn FnMut() -> u64,
         wish: &Wish<'_>,
     ) -> Result<usize, NoEndpoint> {
-        state.sync(self);
-        let tried = wish.tried;
-        let usable = |at: usize| {
-            let endpoint = &*self.endpoints[at].state;
-            endpoint.available(now_ms) && !tried.contains(&endpoint.address)
-        };
-        let sampled = match self.ir.balance {
-            ir::Balance::RoundRobin => state.next_in_turn(self, random, &usable),
-            ir::Balance::Random => self.sample(random, &usable),
-            _ => self.less_loaded(state, random, &usable),
-        };
-        if let Some(at) = sampled {
-            return Ok(at);
+        state.look(self, now_ms, random);
+        if let Some(address) = wish.prefer {
+            match self.bound(state, now_ms, address, wish.tried) {
+                Some(at) => return Ok(at),
+                None if wish.strict => return Err(NoEndpoint::AffinityLost),
+                None => {}
+            }
         }
-        if let Some(at) = self.scan(random, &usable) {
-            return Ok(at);
+        if let (Some(hash), false) = (wish.hash, self.tables.levels.is_empty()) {
+            return self.pick_by_hash(state, hash, random, wish.tried);
         }
-        let healthy =
-            |at: usize| self.endpoints[at].state.is_healthy() && !self.endpoints[at].state.is_drained();
-        let untried = |at: usize| healthy(at) && !tried.contains(&self.endpoints[at].state.address);
-        if let Some(at) = self.scan(random, &untried) {
-            state.panics += 1;
-            return Ok(at);
-        }
-        Err(self.why_none(healthy))
-    }
-
-    fn why_none(&self, healthy: impl Fn(usize) -> bool) -> NoEndpoint {
-        if self.endpoints.is_empty() {
-            NoEndpoint::Empty
-        } else if self.endpoints.iter().all(CompiledEndpoint::is_draining) {
-            NoEndpoint::AllDraining
-        } else if self.serving.iter().any(|i| healthy(*i as usize)) {
-            NoEndpoint::AllTried
-        } else {
-            NoEndpoint::AllUnhealthy
+        let group = state.view.draw_group(random);
+        match state.view.groups.get(group) {
+            Some(of) if of.kind.is_regular() && wish.tried.is_empty() => {
+                Ok(self.draw(state, group, now_ms, random))
+            }
+            _ => self.pick_carefully(state, group, now_ms, random, wish.tried),
         }
     }
 
-    /// The better of two: the first drawn by weight, the challenger evenly among the others. Loads are requests in
-    /// flight per weight; at equal load the first has it, so that an idle pool is used by weight.
-    fn less_loaded(
+    /// By the pool's balancer.
+    fn draw(
+        &self,
+        state: &mut PoolState,
+        group: usize,
+        now_ms: u64,
+        random: &mut dyn FnMut() -> u64,
+    ) -> usize {
+        let PoolState { view, endpoints, .. } = state;
+        let group = &mut view.groups[group];
+        match self.ir.balance {
+            ir::Balance::RoundRobin => group.next(),
+            ir::Balance::LeastRequest { choices, bias } => group.less_busy(endpoints, choices, bias, random),
+            ir::Balance::PeakEwma { decay } => group.quicker(endpoints, now_ms, decay, random),
+            ir::Balance::Random | ir::Balance::RingHash { .. } | ir::Balance::Maglev { .. } => {
+                group.draw(random())
+            }
+        }
+    }
+
+    /// The endpoint that a request is bound to. Draining ends no session: that one finishes what it has.
+    fn bound(
         &self,
         state: &PoolState,
-        random: &mut dyn FnMut() -> u64,
-        usable: &dyn Fn(usize) -> bool,
+        now_ms: u64,
+        address: SocketAddr,
+        tried: &[SocketAddr],
     ) -> Option<usize> {
-        let first = self.sample(random, usable)?;
-        let challenger = self.draw_even(random())?;
-        if challenger == first || !usable(challenger) {
-            return Some(first);
-        }
-        let load = |at: usize, other: usize| {
-            u64::from(state.in_flight_of(at)) * u64::from(self.endpoints[other].ir.weight)
-        };
-        Some(if load(challenger, first) < load(first, challenger) { challenger } else { first })
+        let at = state.index_of(address)?;
+        let known = &self.endpoints[at].state;
+        (known.is_healthy() && !known.is_ejected(now_ms) && !tried.contains(&address)).then_some(at)
     }
 
-    /// Draws by weight until one is usable, a few times.
-    fn sample(&self, random: &mut dyn FnMut() -> u64, usable: &dyn Fn(usize) -> bool) -> Option<usize> {
-        (0..TRIES).find_map(|_| {
-            let at = match &self.alias {
-                Some(alias) => self.serving[alias.draw(random())] as usize,
-                None => self.draw_even(random())?,
-            };
-            usable(at).then_some(at)
+    /// For retries, panics, and when nothing is available.
+    #[cold]
+    fn pick_carefully(
+        &self,
+        state: &mut PoolState,
+        group: usize,
+        now_ms: u64,
+        random: &mut dyn FnMut() -> u64,
+        tried: &[SocketAddr],
+    ) -> Result<usize, NoEndpoint> {
+        let Some(kind) = state.view.groups.get(group).map(|group| group.kind) else {
+            return self.pick_what_is_left(state, random, tried);
+        };
+        self.refuse_in_panic(kind)?;
+        if kind == Kind::Panic && !tried.is_empty() {
+            return self.pick_what_is_left(state, random, tried);
+        }
+        for _ in 0..TRIES {
+            let at = self.draw(state, group, now_ms, random);
+            if !tried.contains(&self.endpoints[at].state.address) {
+                state.panics += u64::from(!kind.is_regular());
+                return Ok(at);
+            }
+        }
+        let untried = |at: &u32| !tried.contains(&self.endpoints[*at as usize].state.address);
+        match self.scan(state.view.groups[group].members.iter().filter(|at| untried(at)), random) {
+            Some(at) => {
+                state.panics += u64::from(!kind.is_regular());
+                Ok(at)
+            }
+            None => self.pick_what_is_left(state, random, tried),
+        }
+    }
+
+    /// The first in line for the hash. In Envoy the priority is by the hash, too.
+    fn pick_by_hash(
+        &self,
+        state: &mut PoolState,
+        hash: u64,
+        random: &mut dyn FnMut() -> u64,
+        tried: &[SocketAddr],
+    ) -> Result<usize, NoEndpoint> {
+        let mut point = (hash % 100) as u32;
+        let share = state.view.shares.iter().find(|share| {
+            let here = point < share.percent;
+            point = point.saturating_sub(share.percent);
+            here
+        });
+        let Some(share) = share.copied() else { return self.pick_what_is_left(state, random, tried) };
+        self.refuse_in_panic(share.kind)?;
+        let balance_factor = self.ir.balance.hash_by().map_or(0, |by| by.balance_factor);
+        let found = match (balance_factor, share.kind) {
+            (0, _) => None,
+            (factor, _) => self.find(state, share, hash, tried, self.bound_of_load(state, share, factor)),
+        };
+        match found.or_else(|| self.find(state, share, hash, tried, None)) {
+            Some(at) => {
+                state.panics += u64::from(!share.kind.is_regular());
+                Ok(at)
+            }
+            None => self.pick_what_is_left(state, random, tried),
+        }
+    }
+
+    fn find(
+        &self,
+        state: &PoolState,
+        share: Share,
+        hash: u64,
+        tried: &[SocketAddr],
+        slots_per_weight: Option<f64>,
+    ) -> Option<usize> {
+        let has_room = |at: usize| {
+            slots_per_weight.is_none_or(|per_weight| {
+                let slots = (f64::from(self.endpoints[at].ir.weight) * per_weight).ceil();
+                f64::from(state.endpoints[at].in_flight) < slots
+            })
+        };
+        self.tables.levels[share.level].find(hash, &mut |at| {
+            state.view.classes[at].is_of(share.kind)
+                && has_room(at)
+                && !tried.contains(&self.endpoints[at].state.address)
         })
     }
 
-    fn draw_even(&self, random: u64) -> Option<usize> {
-        let at = below(self.serving.len() as u64, random)?;
-        Some(self.serving[at as usize] as usize)
+    /// How many requests one may have per weight, of those that this worker has in flight and one more (V. Mirrokni et
+    /// al., "Consistent Hashing with Bounded Loads"). Envoy's bound lets each have one more than that.
+    fn bound_of_load(&self, state: &PoolState, share: Share, factor: u32) -> Option<f64> {
+        let slots = ((u64::from(state.in_flight) + 1) * u64::from(factor)).div_ceil(100);
+        let members = self.levels[share.level].iter().map(|at| *at as usize);
+        let weights: u64 = members
+            .filter(|at| state.view.classes[*at].is_of(share.kind))
+            .map(|at| u64::from(self.endpoints[at].ir.weight))
+            .sum();
+        (weights > 0).then(|| slots as f64 / weights as f64)
     }
 
-    /// One of all usable ones, by weight. Linear, for when drawing misses.
-    fn scan(&self, random: &mut dyn FnMut() -> u64, usable: &dyn Fn(usize) -> bool) -> Option<usize> {
-        let candidates = || self.serving.iter().map(|i| *i as usize).filter(|at| usable(*at));
-        let weight = |at: usize| u64::from(self.endpoints[at].ir.weight);
-        let mut point = below(candidates().map(weight).sum(), random())?;
-        let mut last = None;
-        for at in candidates() {
-            if point < weight(at) {
-                return Some(at);
-            }
-            point -= weight(at);
-            last = Some(at);
-        }
-        // Another worker ejected one between the two passes.
-        last
+    fn refuse_in_panic(&self, kind: Kind) -> Result<(), NoEndpoint> {
+        if kind == Kind::Panic && self.ir.spread.fail_in_panic { Err(NoEndpoint::Panic) } else { Ok(()) }
     }
+
+    /// The best that was not tried: available, of the first priority that has any; else left alone on a guess; else, in a
+    /// panic, any.
+    #[cold]
+    fn pick_what_is_left(
+        &self,
+        state: &mut PoolState,
+        random: &mut dyn FnMut() -> u64,
+        tried: &[SocketAddr],
+    ) -> Result<usize, NoEndpoint> {
+        let classes = &state.view.classes;
+        let mut best = |fits: &dyn Fn(Class) -> bool| {
+            let fits = |at: &&u32| {
+                fits(classes[**at as usize]) && !tried.contains(&self.endpoints[**at as usize].state.address)
+            };
+            self.levels.iter().find_map(|level| self.scan(level.iter().filter(fits), random))
+        };
+        for class in [Class::Healthy, Class::Degraded] {
+            if let Some(at) = best(&|of| of == class) {
+                return Ok(at);
+            }
+        }
+        let mut left = best(&|of| of == Class::Ejected);
+        if left.is_none() && state.view.is_panic() && !self.ir.spread.fail_in_panic {
+            left = best(&|of| of != Class::Draining);
+        }
+        match left {
+            Some(at) => {
+                state.panics += 1;
+                Ok(at)
+            }
+            None => Err(why_none(state)),
+        }
+    }
+
+    /// One of these, by weight.
+    fn scan<'a>(
+        &self,
+        candidates: impl Iterator<Item = &'a u32> + Clone,
+        random: &mut dyn FnMut() -> u64,
+    ) -> Option<usize> {
+        let weight = |at: u32| u64::from(self.endpoints[at as usize].ir.weight);
+        let mut point = below(candidates.clone().map(|at| weight(*at)).sum(), random())?;
+        candidates.into_iter().copied().map(|at| at as usize).find(|at| {
+            let here = point < weight(*at as u32);
+            point = point.wrapping_sub(weight(*at as u32));
+            here
+        })
+    }
+}
+
+fn why_none(state: &PoolState) -> NoEndpoint {
+    let (classes, panics) = (&state.view.classes, state.view.is_panic());
+    if classes.is_empty() {
+        NoEndpoint::Empty
+    } else if classes.iter().all(|class| *class == Class::Draining) {
+        NoEndpoint::AllDraining
+    } else if panics || classes.iter().any(|class| class.is_available() || *class == Class::Ejected) {
+        NoEndpoint::AllTried
+    } else {
+        NoEndpoint::AllUnhealthy
+    }
+}
+
+/// Indexes of endpoints by priority.
+fn levels(endpoints: &[CompiledEndpoint]) -> Vec<Vec<u32>> {
+    let mut levels: std::collections::BTreeMap<u32, Vec<u32>> = std::collections::BTreeMap::new();
+    for (at, endpoint) in endpoints.iter().enumerate() {
+        levels.entry(endpoint.ir.priority).or_default().push(at as u32);
+    }
+    levels.into_values().collect()
 }
 
 /// An address listed twice is one endpoint: it serves if any entry serves, with the weights of those that do.
@@ -310,8 +480,8 @@ fn each_address_once(endpoints: &[ir::Endpoint]) -> Vec<ir::Endpoint> {
     once
 }
 
-fn fingerprint(endpoints: &[CompiledEndpoint]) -> u64 {
-    let mut text = Vec::with_capacity(endpoints.len() * 24);
+fn fingerprint(ir: &ir::Pool, endpoints: &[CompiledEndpoint]) -> u64 {
+    let mut text = format!("{:?} {:?} {}", ir.balance, ir.spread, ir.outlier.is_some()).into_bytes();
     for endpoint in endpoints {
         match endpoint.state.address {
             SocketAddr::V4(a) => text.extend_from_slice(&a.ip().octets()),
@@ -320,9 +490,18 @@ fn fingerprint(endpoints: &[CompiledEndpoint]) -> u64 {
                 text.extend_from_slice(&a.scope_id().to_le_bytes());
             }
         }
+        let of = &endpoint.ir;
         text.extend_from_slice(&endpoint.state.address.port().to_le_bytes());
-        text.extend_from_slice(&endpoint.ir.weight.to_le_bytes());
-        text.push(u8::from(endpoint.ir.draining));
+        text.extend_from_slice(&of.weight.to_le_bytes());
+        text.extend_from_slice(&of.priority.to_le_bytes());
+        text.extend_from_slice(&[u8::from(of.draining), u8::from(of.degraded)]);
+        for part in of.locality.iter().flat_map(|l| [&l.region, &l.zone, &l.subzone]) {
+            text.extend_from_slice(&(part.len() as u64).to_le_bytes());
+            text.extend_from_slice(part.as_bytes());
+        }
+        text.extend_from_slice(
+            &of.hash_key.as_deref().map_or(0, |key| xxh64(key.as_bytes(), 0)).to_le_bytes(),
+        );
     }
     // 0 is what a new worker state has.
     xxh64(&text, 0).max(1)

@@ -34,7 +34,11 @@ pub struct EndpointState {
     waiting: AtomicU32,
     /// What became of its requests, for outlier detection.
     pub record: Record,
+    /// Since when it can be chosen, if slow start is to know: 0 is always, `ENTERING` is since it is seen next.
+    entered_ms: AtomicU64,
 }
+
+const ENTERING: u64 = u64::MAX;
 
 impl EndpointState {
     /// An endpoint of which nothing bad is known. It is healthy until a check says otherwise, so that a start does not
@@ -52,6 +56,7 @@ impl EndpointState {
             connections: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             record: Record::default(),
+            entered_ms: AtomicU64::new(0),
         }
     }
 
@@ -69,6 +74,7 @@ impl EndpointState {
         let changed = self.healthy.swap(healthy, Relaxed) != healthy;
         if changed && healthy {
             self.report_success();
+            self.leave();
         }
         if changed {
             self.pool.changed();
@@ -160,6 +166,22 @@ impl EndpointState {
     /// It refused a connection: nobody listens there. Ejects at once. Says whether it did.
     pub fn report_refused(&self, now_ms: u64) -> bool {
         self.eject_for_longer(now_ms)
+    }
+
+    /// It cannot be chosen, or could not until now: slow start begins when it is seen next.
+    pub fn leave(&self) {
+        if self.entered_ms.load(Relaxed) != ENTERING {
+            self.entered_ms.store(ENTERING, Relaxed);
+        }
+    }
+
+    /// Since when it can be chosen, which is now if nobody has seen it since it came; `None` if it always could.
+    pub fn entered_ms(&self, now_ms: u64) -> Option<u64> {
+        let entered = match self.entered_ms.compare_exchange(ENTERING, now_ms.max(1), Relaxed, Relaxed) {
+            Ok(_) => now_ms,
+            Err(entered) => entered,
+        };
+        (entered != 0).then_some(entered)
     }
 
     /// Counts a connection that is about to be opened, unless there are `limit` already. Says whether it did.

@@ -1,10 +1,13 @@
 //! What all workers know about one pool as a whole. Kept over reloads as long as the pool has its name.
 //!
-//! Every atomic stands for itself and is only a hint about the future, so relaxed ordering is enough. They are written
-//! when something changes; per request only those are whose limit is set.
+//! Every atomic but the epoch stands for itself and is only a hint about the future, so relaxed ordering is enough. They
+//! are written when something changes; per request only those are whose limit is set.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use crate::outlier::Counters;
 
@@ -28,14 +31,14 @@ pub struct PoolShared {
 }
 
 impl PoolShared {
-    /// Changes whenever the state of an endpoint has changed.
+    /// Changes whenever the state of an endpoint has changed. Who sees the new one sees the new state.
     pub fn epoch(&self) -> u64 {
-        self.epoch.load(Relaxed)
+        self.epoch.load(Acquire)
     }
 
     /// The state of an endpoint has changed.
     pub fn changed(&self) {
-        self.epoch.fetch_add(1, Relaxed);
+        self.epoch.fetch_add(1, Release);
     }
 }
 
