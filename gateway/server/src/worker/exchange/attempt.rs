@@ -85,6 +85,10 @@ pub(super) async fn attempt(
         .map_err(|error| Failure::Broken { error, stale: false, unsent: false })?;
     let answered_at = Instant::now();
     log.stages.first_byte = Some(answered_at - sent);
+    if to.pool.wants_latency() {
+        let took = answered_at - begun;
+        worker.with_pool(to.pool, |state| state.observe(address, took, worker.now_ms()));
+    }
     Ok(Answered {
         at: answered_at,
         side: wait.side,
