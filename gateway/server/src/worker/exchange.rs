@@ -168,27 +168,39 @@ pub(super) struct Forward<'p> {
     rule: &'p CompiledRule,
     backend: usize,
     pool: &'p CompiledPool,
+    /// When the request must be over.
+    limit: Option<Instant>,
+    /// Longest time without a byte moving.
+    idle: Duration,
+    /// What few requests have.
+    rare: Option<Box<Rare<'p>>>,
+    copies: Option<Box<mirror::Copies>>,
+    tee: Option<Rc<mirror::Tee>>,
+    replay: Option<Rc<Replay>>,
+    waiting: Cell<Option<Box<Queued>>>,
+}
+
+/// What few requests have.
+#[derive(Default)]
+struct Rare<'p> {
     /// What the choice of an endpoint looks at, apart from those tried.
     wish: Wish<'static>,
     /// Cookies that the response sets.
     cookies: SmallVec<[String; 1]>,
     /// The route keeps a client at one endpoint.
     affinity: Option<&'p Affinity>,
-    /// When the request must be over.
-    limit: Option<Instant>,
-    /// Longest time without a byte moving.
-    idle: Duration,
-    fault: Option<Box<FaultDecision>>,
-    copies: Option<Box<mirror::Copies>>,
-    tee: Option<Rc<mirror::Tee>>,
-    replay: Option<Rc<Replay>>,
-    waiting: Cell<Option<Queued>>,
+    fault: Option<FaultDecision>,
 }
 
 impl<'p> Forward<'p> {
     /// Where it goes.
     pub fn pool(&self) -> &'p CompiledPool {
         self.pool
+    }
+
+    /// What the choice of an endpoint looks at, apart from those tried.
+    fn wish(&self) -> Wish<'static> {
+        self.rare.as_ref().map_or_else(Wish::default, |rare| rare.wish)
     }
 
     /// When the request must be over.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldgate_core::balance::{Wish, affinity, request_hash};
+use fieldgate_core::balance::{affinity, request_hash};
 use fieldgate_core::fault::{self, FaultDecision};
 use fieldgate_core::ir::{ConnectionFacts, Fault, Filter};
 use fieldgate_core::retry::grpc_timeout;
@@ -13,9 +13,8 @@ use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::{HeaderId, Method, RequestHead, ResponseHead, filter};
 use fieldgate_plugins::cors;
-use smallvec::SmallVec;
 
-use super::{Decision, Forward, Log, Request, STREAM_IDLE};
+use super::{Decision, Forward, Log, Rare, Request, STREAM_IDLE};
 use crate::published::Published;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker, forward, mirror};
@@ -82,19 +81,26 @@ fn decide_or_answer<'p>(
     let rule = &entry.rule;
     forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
     let port = conn.local.port();
-    let mut fault = None;
+    let mut rare: Option<Box<Rare<'_>>> = None;
     for filter in &rule.ir.filters {
         match filter {
-            Filter::Fault(wanted) => fault = injected(worker, wanted, head),
+            Filter::Fault(wanted) => inject(worker, wanted, head, &mut rare),
             filter => apply(filter, entry, head, port, log)?,
         }
     }
     if rule.ir.backends.is_empty() {
         return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
     }
-    let affinity = rule.ir.affinity.as_deref();
-    let named = affinity.and_then(|affinity| affinity::named(affinity, head));
-    let home = named.and_then(|endpoint| home_of(published, rule, endpoint));
+    let home = match rule.ir.affinity.as_deref() {
+        None => None,
+        Some(affinity) => {
+            let rare = rare.get_or_insert_default();
+            rare.affinity = Some(affinity);
+            rare.wish.prefer = affinity::named(affinity, head);
+            rare.wish.strict = affinity.strict;
+            rare.wish.prefer.and_then(|endpoint| home_of(published, rule, endpoint))
+        }
+    };
     let choice = if let Some(backend) = home {
         Some((backend, None))
     } else {
@@ -120,7 +126,7 @@ fn decide_or_answer<'p>(
     }
     for filter in &backend.filters {
         match filter {
-            Filter::Fault(wanted) => fault = injected(worker, wanted, head).or(fault),
+            Filter::Fault(wanted) => inject(worker, wanted, head, &mut rare),
             filter => apply(filter, entry, head, port, log)?,
         }
     }
@@ -138,24 +144,23 @@ fn decide_or_answer<'p>(
         return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
     };
     log.pool = Some(pool);
-    let mut cookies: SmallVec<[String; 1]> = issue_cookie.into_iter().collect();
-    let mut wish = Wish { prefer: named, strict: affinity.is_some_and(|a| a.strict), ..Wish::default() };
+    if let Some(cookie) = issue_cookie {
+        rare.get_or_insert_default().cookies.push(cookie);
+    }
     if let Some(by) = pool.ir.balance.hash_by() {
         let hashed = request_hash(by, head, client, &mut || worker.random());
-        wish.hash = hashed.hash;
-        cookies.extend(hashed.issue_cookie);
+        let rare = rare.get_or_insert_default();
+        rare.wish.hash = hashed.hash;
+        rare.cookies.extend(hashed.issue_cookie);
     }
     let timeouts = &rule.ir.timeouts;
     Ok(Forward {
         rule,
         backend: chosen,
         pool,
-        wish,
-        cookies,
-        affinity,
         limit: limit(rule, head, request.started),
         idle: timeouts.idle.map_or(STREAM_IDLE, |idle| if idle.is_zero() { FOREVER } else { idle }),
-        fault,
+        rare,
         copies,
         tee: None,
         replay: None,
@@ -164,9 +169,11 @@ fn decide_or_answer<'p>(
 }
 
 /// What of a fault comes to this request.
-fn injected(worker: &Worker, fault: &Fault, head: &RequestHead) -> Option<Box<FaultDecision>> {
+fn inject(worker: &Worker, fault: &Fault, head: &RequestHead, rare: &mut Option<Box<Rare<'_>>>) {
     let decision = fault::decide(fault, head, &mut || worker.random());
-    (decision.delay.is_some() || decision.abort.is_some()).then(|| Box::new(decision))
+    if decision != FaultDecision::default() {
+        rare.get_or_insert_default().fault = Some(decision);
+    }
 }
 
 /// The backend that has the endpoint to which a client's affinity binds it, whatever the weights are now.
@@ -241,12 +248,13 @@ pub fn apply_to_response(
             _ => {}
         }
     }
+    let Some(rare) = &to.rare else { return };
     // Only news is told: a client whose endpoint is the one that it named knows it.
-    if let Some(affinity) = to.affinity.filter(|_| to.wish.prefer != Some(endpoint)) {
+    if let Some(affinity) = rare.affinity.filter(|_| rare.wish.prefer != Some(endpoint)) {
         let (name, value) = affinity::issue(affinity, endpoint, request.https);
         response.headers.push(name.as_bytes(), value.as_bytes());
     }
-    for cookie in &to.cookies {
+    for cookie in &rare.cookies {
         response.headers.push_known(HeaderId::SetCookie, "set-cookie", cookie.as_bytes());
     }
 }

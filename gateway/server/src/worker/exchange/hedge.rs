@@ -22,17 +22,14 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep};
 
 use super::attempt::{attempt, speaks_http2};
-use super::retries::{Next, Tries, client_error};
-use super::tries::{InFlight, no_place, try_in_turn};
+use super::retries::{Next, Pass, Tries, client_error};
+use super::tries::{InFlight, Won, no_place, try_in_turn};
 use super::{Answered, Failure, Forward, Log, Request};
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
 use crate::worker::capacity;
 use crate::worker::replay::Replay;
 use crate::worker::side::{Piece, Side, SideError};
-
-/// An answer to pass on, and the endpoint at which it is still counted.
-pub(super) type Won<'w> = (Answered, InFlight<'w>);
 
 /// What came of one try.
 struct Ended<'w> {
@@ -54,15 +51,14 @@ pub(super) async fn or_in_turn<'w>(
     request: &mut Request,
     to: &Forward<'_>,
     hedge: Hedge,
-    tries: &mut Tries<'w>,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Result<Won<'w>, Next> {
     deadline.set(to.idle);
     match with_deadline(deadline, gather(down, request, to)).await {
-        Ok(Ok(true)) => run(worker, down, request, to, hedge, tries, log, response).await,
-        Ok(Ok(false)) => try_in_turn(worker, down, request, to, tries, log, response, deadline).await,
+        Ok(Ok(true)) => run(worker, down, request, to, hedge, log, response).await,
+        Ok(Ok(false)) => try_in_turn(worker, down, request, to, None, log, response, deadline).await,
         Ok(Err(SideError::Malformed(why))) => {
             Err(Next::Answer(client_error(request, log, &SideError::Malformed(why))))
         }
@@ -119,16 +115,16 @@ async fn run<'w>(
     request: &mut Request,
     to: &Forward<'_>,
     hedge: Hedge,
-    tries: &mut Tries<'w>,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
 ) -> Result<Won<'w>, Next> {
+    let mut tries = Tries::new(worker);
     let mut running = Running::new();
     let mut under_way: SmallVec<[SocketAddr; 4]> = SmallVec::new();
     let mut timer: Pin<Box<Sleep>> = Box::pin(tokio::time::sleep(Duration::ZERO));
     let mut begun = 0;
     let mut spare: Option<Spare<'w>> = None;
-    begin(worker, request, to, tries, &mut under_way, &running, &mut begun)?;
+    begin(worker, request, to, &tries, &mut under_way, &running, &mut begun)?;
     timer.as_mut().reset(Instant::now() + hedge.after);
     loop {
         let event = poll_fn(|cx| {
@@ -146,7 +142,7 @@ async fn run<'w>(
                 // Far away, until another try begins.
                 timer.as_mut().reset(Instant::now() + Duration::from_hours(24));
                 let more = running.len() < hedge.at_once as usize && tries.may_hedge(to, begun, log);
-                if more && begin(worker, request, to, tries, &mut under_way, &running, &mut begun).is_ok() {
+                if more && begin(worker, request, to, &tries, &mut under_way, &running, &mut begun).is_ok() {
                     worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Hedge);
                     timer.as_mut().reset(Instant::now() + hedge.after);
                 }
@@ -169,7 +165,8 @@ async fn run<'w>(
                             if beside {
                                 worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::HedgeWon);
                             }
-                            return Ok(pass_on(log, response, (answered, in_flight, got)));
+                            let pass = tries.pass.take();
+                            return Ok(pass_on(log, response, (answered, in_flight, got), pass));
                         };
                         drop(in_flight);
                         wait(pause, running.is_empty()).await;
@@ -182,7 +179,8 @@ async fn run<'w>(
                             // Another one may yet answer.
                             Next::Answer(_) if !running.is_empty() => continue,
                             Next::Answer(answer) => {
-                                let found = spare.map(|spare| pass_on(log, response, spare));
+                                let pass = tries.pass.take();
+                                let found = spare.map(|spare| pass_on(log, response, spare, pass));
                                 return found.ok_or(Next::Answer(answer));
                             }
                             gone @ Next::ClientGone => return Err(gone),
@@ -190,7 +188,7 @@ async fn run<'w>(
                     }
                 }
                 if running.is_empty() {
-                    begin(worker, request, to, tries, &mut under_way, &running, &mut begun)?;
+                    begin(worker, request, to, &tries, &mut under_way, &running, &mut begun)?;
                     timer.as_mut().reset(Instant::now() + hedge.after);
                 }
             }
@@ -207,11 +205,16 @@ enum Event<'w> {
 /// An answer that is passed on if no try has a better one.
 type Spare<'w> = (Answered, InFlight<'w>, ResponseHead);
 
-fn pass_on<'w>(log: &mut Log<'_>, response: &mut ResponseHead, of: Spare<'w>) -> Won<'w> {
+fn pass_on<'w>(
+    log: &mut Log<'_>,
+    response: &mut ResponseHead,
+    of: Spare<'w>,
+    pass: Option<Pass<'w>>,
+) -> Won<'w> {
     let (answered, in_flight, head) = of;
     log.upstream = Some(in_flight.address);
     *response = head;
-    (answered, in_flight)
+    Won { answered, in_flight, pass }
 }
 
 /// A pause is for when nothing else is under way.
@@ -234,7 +237,7 @@ fn begin<'a, 'w: 'a>(
     let http2 = speaks_http2(to.pool, &request.head, false);
     let mut passed = under_way.clone();
     passed.extend_from_slice(&tries.tried);
-    let wish = Wish { tried: &passed, ..to.wish };
+    let wish = Wish { tried: &passed, ..to.wish() };
     let in_flight =
         capacity::pick(worker, to.pool, http2, &wish, true).map_err(|why| Next::Answer(no_place(why)))?;
     let beside = !running.is_empty();

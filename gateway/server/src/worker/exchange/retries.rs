@@ -31,8 +31,8 @@ pub(super) struct Tries<'w> {
     failed: u32,
     /// Kept connections that turned out closed say nothing about an endpoint and do not use up its tries.
     stale: u32,
-    /// This request counts against the retry budget of the pool in this slot.
-    budget: Option<(u32, RetryPass)>,
+    /// Its part of the pool's retry budget.
+    pub pass: Option<Pass<'w>>,
 }
 
 /// What to do after a try that failed.
@@ -47,7 +47,7 @@ pub(super) enum Next {
 
 impl<'w> Tries<'w> {
     pub fn new(worker: &'w Worker) -> Self {
-        Self { tried: Tried::new(), worker, failed: 0, stale: 0, budget: None }
+        Self { tried: Tried::new(), worker, failed: 0, stale: 0, pass: None }
     }
 
     /// Where to keep the request's body for another try, if there may be one after some of the body was sent.
@@ -183,15 +183,13 @@ impl<'w> Tries<'w> {
     /// A request that an endpoint may have begun to work on is not repeated beyond the pool's budget: when a pool fails
     /// as a whole, retries are load that makes it worse.
     fn within_budget(&mut self, to: &Forward<'_>, log: &mut Log<'_>) -> bool {
-        if self.budget.is_some() {
+        if self.pass.is_some() {
             return true;
         }
-        let slot = to.pool.slot;
-        let mut pools = self.worker.pools.borrow_mut();
-        let Some(state) = pools.get_mut(slot as usize) else { return true };
-        match state.begin_retry(to.pool) {
+        let worker = self.worker;
+        match worker.with_pool(to.pool, |state| state.begin_retry(to.pool)) {
             Ok(pass) => {
-                self.budget = Some((slot, pass));
+                self.pass = Some(Pass { worker, slot: to.pool.slot, pass: Some(pass) });
                 true
             }
             Err(why) => {
@@ -215,10 +213,17 @@ impl<'w> Tries<'w> {
     }
 }
 
-impl Drop for Tries<'_> {
+/// A retry, counted against its pool's budget for as long as it lives.
+pub(super) struct Pass<'w> {
+    worker: &'w Worker,
+    slot: u32,
+    pass: Option<RetryPass>,
+}
+
+impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if let Some((slot, pass)) = self.budget.take()
-            && let Some(state) = self.worker.pools.borrow_mut().get_mut(slot as usize)
+        if let Some(pass) = self.pass.take()
+            && let Some(state) = self.worker.pools.borrow_mut().get_mut(self.slot as usize)
         {
             state.end_retry(pass);
         }

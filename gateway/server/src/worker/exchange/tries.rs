@@ -14,7 +14,7 @@ use h2::Reason;
 
 use super::attempt::{attempt, speaks_http2};
 use super::respond::{grpc_status, respond, send_failure};
-use super::retries::{Next, Tries};
+use super::retries::{Next, Pass, Tries};
 use super::{Answered, Failure, Forward, Log, Request, fault, hedge};
 use crate::telemetry::PoolEvent;
 use crate::worker::admission::Admitted;
@@ -34,30 +34,31 @@ pub(super) async fn forward_request(
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
-    if let Some(fault) = to.fault.take() {
-        // Rare, and not to make every exchange larger.
-        if let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, log)).await {
-            return send_failure(down, request, answer, log, deadline).await;
-        }
+    // What is rare is in a box below, not to make every exchange larger.
+    if let Some(fault) = to.rare.as_mut().and_then(|rare| rare.fault.take())
+        && let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, log)).await
+    {
+        return send_failure(down, request, answer, log, deadline).await;
     }
-    let admitted = match Admitted::enter(worker, &to).await {
-        Ok(admitted) => admitted,
-        Err(answer) => return send_failure(down, request, answer, log, deadline).await,
+    let admitted = if to.pool.limits_requests() {
+        match Box::pin(Admitted::enter(worker, &to)).await {
+            Ok(admitted) => Some(admitted),
+            Err(answer) => return send_failure(down, request, answer, log, deadline).await,
+        }
+    } else {
+        None
     };
-    to.replay = Tries::replay(&to, request);
-    let mut tries = Tries::new(worker);
+    if request.body != BodyKind::None {
+        to.replay = Tries::replay(&to, request);
+    }
     let found = match to.rule.ir.retry.as_deref().and_then(|retry| retry.hedge) {
-        None => try_in_turn(worker, &mut down, request, &to, &mut tries, log, response, deadline).await,
+        None => first_try(worker, &mut down, request, &to, log, response, deadline).await,
         Some(hedge) => {
-            // Rare, and not to make every exchange larger.
-            let side_by_side = hedge::or_in_turn(
-                worker, &mut down, request, &to, hedge, &mut tries, log, response, deadline,
-            );
-            Box::pin(side_by_side).await
+            Box::pin(hedge::or_in_turn(worker, &mut down, request, &to, hedge, log, response, deadline)).await
         }
     };
-    let (answered, in_flight) = match found {
-        Ok(found) => found,
+    let Won { answered, in_flight, pass: _pass } = match found {
+        Ok(won) => won,
         Err(Next::Answer(answer)) => return send_failure(down, request, answer, log, deadline).await,
         // The other has been done.
         Err(Next::ClientGone | Next::Again(_)) => {
@@ -69,59 +70,82 @@ pub(super) async fn forward_request(
         }
     };
     if answered.switched {
-        // Rare, and not to make every exchange larger.
         let tunnel =
             tunnel::carry(worker, down, request, &to, answered, log, response, deadline, in_flight.address);
         return Box::pin(tunnel).await;
     }
     let end = respond(worker, down, request, &to, answered, log, response, deadline, &in_flight).await;
-    admitted.ended(log.status);
+    if let Some(admitted) = admitted {
+        admitted.ended(log.status);
+    }
     end
 }
 
-/// One try after the other, until one has an answer to pass on.
+/// An answer to pass on, the endpoint at which it is still counted, and its part of the retry budget.
+pub(super) struct Won<'w> {
+    pub answered: Answered,
+    pub in_flight: InFlight<'w>,
+    pub pass: Option<Pass<'w>>,
+}
+
+/// Most requests need one try, and pay for no more.
+async fn first_try<'w>(
+    worker: &'w Rc<Worker>,
+    down: &mut Side,
+    request: &mut Request,
+    to: &Forward<'_>,
+    log: &mut Log<'_>,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+) -> Result<Won<'w>, Next> {
+    let http2 = speaks_http2(to.pool, &request.head, request.upgrade.is_some());
+    let begun = match capacity::pick(worker, to.pool, http2, &to.wish(), false) {
+        Err(NoPlace::NoEndpoint(none)) => return Err(Next::Answer(no_place(NoPlace::NoEndpoint(none)))),
+        Err(NoPlace::Full(_)) => None,
+        Ok(in_flight) => {
+            log.attempts = 1;
+            log.upstream = Some(in_flight.address);
+            let outcome =
+                attempt(worker, down, request, to, in_flight.address, log, response, deadline).await;
+            match outcome {
+                Ok(answered) if !Tries::is_unwanted(to, request, response) => {
+                    in_flight.saw_response(to, request, response);
+                    return Ok(Won { answered, in_flight, pass: None });
+                }
+                outcome => Some((in_flight, outcome)),
+            }
+        }
+    };
+    Box::pin(try_in_turn(worker, down, request, to, begun, log, response, deadline)).await
+}
+
+/// A try that was made.
+type Tried<'w> = (InFlight<'w>, Result<Answered, Failure>);
+
+/// One try after the other, until one has an answer to pass on. `begun`: the first has been made.
 #[allow(clippy::too_many_arguments)]
 pub(super) async fn try_in_turn<'w>(
     worker: &'w Rc<Worker>,
     down: &mut Side,
     request: &mut Request,
     to: &Forward<'_>,
-    tries: &mut Tries<'w>,
+    mut begun: Option<Tried<'w>>,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
-) -> Result<(Answered, InFlight<'w>), Next> {
-    let mut waited = false;
+) -> Result<Won<'w>, Next> {
+    let mut tries = Tries::new(worker);
     loop {
-        let http2 = speaks_http2(to.pool, &request.head, request.upgrade.is_some());
-        let wish = Wish { tried: &tries.tried, ..to.wish };
-        let in_flight = match capacity::pick(worker, to.pool, http2, &wish, waited) {
-            Ok(in_flight) => in_flight,
-            Err(NoPlace::Full(full)) => {
-                let waiting = to.waiting.take().or_else(|| Queued::begin(worker, to.pool, full, to.limit));
-                if let Some(waiting) = waiting
-                    && Box::pin(waiting.wait()).await
-                {
-                    to.waiting.set(Some(waiting));
-                    waited = true;
-                    continue;
-                }
-                return Err(Next::Answer(capacity::overflow(worker, to.pool)));
-            }
-            Err(why) => return Err(Next::Answer(no_place(why))),
+        let (in_flight, outcome) = match begun.take() {
+            Some(tried) => tried,
+            None => try_next(worker, down, request, to, &tries, log, response, deadline).await?,
         };
         let address = in_flight.address;
-        log.attempts += 1;
-        if log.attempts > 1 {
-            worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Retry);
-        }
-        log.upstream = Some(address);
-        let outcome = attempt(worker, down, request, to, address, log, response, deadline).await;
         let next = match outcome {
             Ok(answered) => {
                 in_flight.saw_response(to, request, response);
                 match tries.after_response(to, request, log, response, &answered, address) {
-                    None => return Ok((answered, in_flight)),
+                    None => return Ok(Won { answered, in_flight, pass: tries.pass.take() }),
                     Some(pause) => {
                         discard(worker, answered, to, address);
                         Next::Again(pause)
@@ -140,6 +164,48 @@ pub(super) async fn try_in_turn<'w>(
             end => return Err(end),
         }
     }
+}
+
+/// Chooses an endpoint that was not tried, waits for a place there if need be, and tries it.
+#[allow(clippy::too_many_arguments)]
+async fn try_next<'w>(
+    worker: &'w Rc<Worker>,
+    down: &mut Side,
+    request: &mut Request,
+    to: &Forward<'_>,
+    tries: &Tries<'w>,
+    log: &mut Log<'_>,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+) -> Result<Tried<'w>, Next> {
+    let http2 = speaks_http2(to.pool, &request.head, request.upgrade.is_some());
+    let wish = Wish { tried: &tries.tried, ..to.wish() };
+    let mut waited = false;
+    let in_flight = loop {
+        match capacity::pick(worker, to.pool, http2, &wish, waited) {
+            Ok(in_flight) => break in_flight,
+            Err(NoPlace::Full(full)) => {
+                let waiting = to
+                    .waiting
+                    .take()
+                    .or_else(|| Queued::begin(worker, to.pool, full, to.limit).map(Box::new));
+                match waiting {
+                    Some(waiting) if waiting.wait().await => to.waiting.set(Some(waiting)),
+                    _ => return Err(Next::Answer(capacity::overflow(worker, to.pool))),
+                }
+                waited = true;
+            }
+            Err(why) => return Err(Next::Answer(no_place(why))),
+        }
+    };
+    let address = in_flight.address;
+    log.attempts += 1;
+    if log.attempts > 1 {
+        worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Retry);
+    }
+    log.upstream = Some(address);
+    let outcome = attempt(worker, down, request, to, address, log, response, deadline).await;
+    Ok((in_flight, outcome))
 }
 
 /// What a client hears when no endpoint could have its request.
@@ -171,6 +237,10 @@ pub struct InFlight<'w> {
 impl InFlight<'_> {
     /// The endpoint has answered with this status, or failed in this way: its health depends on it.
     pub fn saw(&self, pool: &CompiledPool, seen: Seen) {
+        if let (None, Seen::Status(_)) = (&pool.ir.outlier, seen) {
+            // All that is kept of an answer where nobody looks for outliers.
+            return pool.endpoints[self.index].state.report_success();
+        }
         let ejection = self.worker.with_pool(pool, |state| {
             pool.report(state, self.index, seen, self.worker.now_ms(), self.worker.random())
         });
