@@ -483,6 +483,8 @@ fn each_address_once(endpoints: &[ir::Endpoint]) -> Vec<ir::Endpoint> {
 fn fingerprint(ir: &ir::Pool, endpoints: &[CompiledEndpoint]) -> u64 {
     let mut text = format!("{:?} {:?} {}", ir.balance, ir.spread, ir.outlier.is_some()).into_bytes();
     for endpoint in endpoints {
+        // What a worker derived from the state of one is not true of another.
+        text.extend_from_slice(&endpoint.state.serial().to_le_bytes());
         match endpoint.state.address {
             SocketAddr::V4(a) => text.extend_from_slice(&a.ip().octets()),
             SocketAddr::V6(a) => {

@@ -23,6 +23,7 @@ const EJECTION_MAX_MS: u64 = 30_000;
 pub struct EndpointState {
     /// Its address.
     pub address: SocketAddr,
+    serial: u64,
     pool: Arc<PoolShared>,
     healthy: AtomicBool,
     degraded: AtomicBool,
@@ -40,12 +41,15 @@ pub struct EndpointState {
 
 const ENTERING: u64 = u64::MAX;
 
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+
 impl EndpointState {
     /// An endpoint of which nothing bad is known. It is healthy until a check says otherwise, so that a start does not
     /// wait for checks.
     pub fn of(address: SocketAddr, pool: Arc<PoolShared>) -> Self {
         Self {
             address,
+            serial: SERIAL.fetch_add(1, Relaxed),
             pool,
             healthy: AtomicBool::new(true),
             degraded: AtomicBool::new(false),
@@ -58,6 +62,11 @@ impl EndpointState {
             record: Record::default(),
             entered_ms: AtomicU64::new(0),
         }
+    }
+
+    /// Tells it from any other that has or had the address, in whatever pool.
+    pub(super) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// One of a pool of its own.

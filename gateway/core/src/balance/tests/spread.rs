@@ -142,6 +142,17 @@ fn localities_by_weight_and_by_nearness() {
     is(by_zone(near("elsewhere")), [2000, 4000, 3000]);
 }
 
+#[test]
+fn an_endpoint_that_left_and_came_back_unseen_is_a_new_one() {
+    let with = compiled(LEAST, &[1, 1]);
+    let mut state = PoolState::default();
+    with.endpoints[1].state.set_healthy(false);
+    assert_eq!(shares(&with, &mut state, 10), [10, 0]);
+    let without = CompiledPool::compile(Some(&with), pool(LEAST, vec![endpoint(1, 1)]), 0);
+    let again = CompiledPool::compile(Some(&without), with.ir.clone(), 0);
+    assert!(shares(&again, &mut state, 100)[1] > 20);
+}
+
 /// What may happen to an endpoint.
 fn disturb(pool: &CompiledPool, at: usize, what: u64, now: u64) {
     let state = &pool.endpoints[at].state;
