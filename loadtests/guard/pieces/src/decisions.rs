@@ -149,21 +149,45 @@ fn split(measure: &mut Measure<'_>) {
 }
 
 fn pick(measure: &mut Measure<'_>) {
-    for (name, balance) in
-        [("pick/round-robin", ir::Balance::RoundRobin), ("pick/least-request", ir::Balance::default())]
-    {
-        let pool = CompiledPool::compile(None, Arc::new(pool("shop", 8, balance)), 0);
-        let mut state = PoolState::default();
-        let mut random = 1_u64;
-        let mut draw = || {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            random ^ (random >> 32)
-        };
-        measure(name, &mut || {
-            let at =
-                pool.pick(black_box(&mut state), 1000, &mut draw, &Wish::default()).expect("all are there");
-            state.started(at);
-            state.finished(pool.endpoints[at].address());
-        });
+    let hash_by = || Arc::<ir::HashBy>::default();
+    let ring = ir::Balance::RingHash {
+        function: ir::HashFunction::XxHash,
+        min_size: 1024,
+        max_size: 8_388_608,
+        by: hash_by(),
+    };
+    for (name, balance) in [
+        ("pick/round-robin", ir::Balance::RoundRobin),
+        ("pick/least-request", ir::Balance::default()),
+        ("pick/ring-hash", ring),
+        ("pick/maglev", ir::Balance::Maglev { table_size: 65537, by: hash_by() }),
+    ] {
+        pick_from(measure, name, &CompiledPool::compile(None, Arc::new(pool("shop", 8, balance)), 0));
     }
+    // Half of the first priority is down.
+    let mut priorities = pool("shop", 8, ir::Balance::default());
+    if let ir::Endpoints::Static(endpoints) = &mut priorities.endpoints {
+        endpoints.iter_mut().skip(4).for_each(|endpoint| endpoint.priority = 1);
+    }
+    let priorities = CompiledPool::compile(None, Arc::new(priorities), 0);
+    for endpoint in &priorities.endpoints[..2] {
+        endpoint.state.set_healthy(false);
+    }
+    pick_from(measure, "pick/priorities", &priorities);
+}
+
+fn pick_from(measure: &mut Measure<'_>, name: &'static str, pool: &CompiledPool) {
+    let mut state = PoolState::default();
+    let mut random = 1_u64;
+    let mut draw = || {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        random ^ (random >> 32)
+    };
+    let hash = pool.ir.balance.hash_by().map(|_| 0x9E37_79B9_7F4A_7C15);
+    measure(name, &mut || {
+        let wish = Wish { hash, ..Wish::default() };
+        let at = pool.pick(black_box(&mut state), 1000, &mut draw, &wish).expect("all are there");
+        state.started(at);
+        state.finished(pool.endpoints[at].address());
+    });
 }
