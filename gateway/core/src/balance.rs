@@ -257,6 +257,7 @@ impl CompiledPool {
     }
 
     /// By the pool's balancer.
+    #[inline]
     fn draw(
         &self,
         state: &mut PoolState,
@@ -374,15 +375,17 @@ impl CompiledPool {
         })
     }
 
-    /// How many requests one may have per weight, of those that this worker has in flight and one more (V. Mirrokni et
-    /// al., "Consistent Hashing with Bounded Loads"). Envoy's bound lets each have one more than that.
+    /// How many requests one may have per weight, of those that this worker has in flight there and one more (V. Mirrokni
+    /// et al., "Consistent Hashing with Bounded Loads"). Envoy's bound lets each have one more than that.
     fn bound_of_load(&self, state: &PoolState, share: Share, factor: u32) -> Option<f64> {
-        let slots = ((u64::from(state.in_flight) + 1) * u64::from(factor)).div_ceil(100);
-        let members = self.levels[share.level].iter().map(|at| *at as usize);
-        let weights: u64 = members
-            .filter(|at| state.view.classes[*at].is_of(share.kind))
-            .map(|at| u64::from(self.endpoints[at].ir.weight))
-            .sum();
+        let (mut weights, mut requests) = (0u64, 1u64);
+        for at in self.levels[share.level].iter().map(|at| *at as usize) {
+            if state.view.classes[at].is_of(share.kind) {
+                weights += u64::from(self.endpoints[at].ir.weight);
+                requests += u64::from(state.endpoints[at].in_flight);
+            }
+        }
+        let slots = (requests * u64::from(factor)).div_ceil(100);
         (weights > 0).then(|| slots as f64 / weights as f64)
     }
 

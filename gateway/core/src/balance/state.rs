@@ -22,8 +22,6 @@ pub struct PoolState {
     /// Of endpoints that have left the pool with requests in flight, and may come back.
     departed: FxHashMap<SocketAddr, EndpointLocal>,
     pub(crate) limits: LimitState,
-    /// Requests in flight, departed endpoints included.
-    pub(super) in_flight: u32,
     pub(super) view: View,
     /// How long latencies are remembered.
     decay: Duration,
@@ -95,17 +93,13 @@ impl PoolState {
     pub fn started(&mut self, endpoint: usize) {
         if let Some(local) = self.endpoints.get_mut(endpoint) {
             local.in_flight += 1;
-            self.in_flight += 1;
         }
     }
 
     /// A request to this address is over. By address, because indexes may have changed since it started.
     pub fn finished(&mut self, address: SocketAddr) {
-        if let Some(local) = self.local_mut(address)
-            && local.in_flight > 0
-        {
-            local.in_flight -= 1;
-            self.in_flight -= 1;
+        if let Some(local) = self.local_mut(address) {
+            local.in_flight = local.in_flight.saturating_sub(1);
         }
         if !self.departed.is_empty() {
             self.departed.retain(|_, local| local.in_flight > 0);
@@ -135,6 +129,7 @@ impl PoolState {
     }
 
     /// What this worker knows about an address, whether it is still in the pool or not.
+    #[inline]
     pub(crate) fn local_mut(&mut self, address: SocketAddr) -> Option<&mut EndpointLocal> {
         match self.index.get(&address) {
             Some(at) => self.endpoints.get_mut(*at as usize),
@@ -144,6 +139,6 @@ impl PoolState {
 
     /// This worker's requests in flight.
     pub fn in_flight_total(&self) -> u32 {
-        self.in_flight
+        self.endpoints.iter().chain(self.departed.values()).map(|local| local.in_flight).sum()
     }
 }
