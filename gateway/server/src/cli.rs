@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use fieldgate_core::ir::Locality;
 
 /// Where the admin server listens unless told otherwise: loopback only, as it shows and ends everything.
 const DEFAULT_ADMIN: &str = "127.0.0.1:15000";
@@ -67,6 +68,15 @@ pub fn main() -> ExitCode {
         eprintln!("fieldgate: {message}");
         ExitCode::from(2)
     })
+}
+
+/// `eu-west-1/eu-west-1a`, with or without a rack behind it.
+fn locality(text: &str) -> Result<Locality, String> {
+    let parts: Vec<&str> = text.split('/').collect();
+    if parts.len() > 3 || parts[0].is_empty() {
+        return Err("write region/zone/subzone, of which the later parts may be missing".to_owned());
+    }
+    Ok(Locality::parse(text))
 }
 
 /// `45s`, `500ms`, `2m`, `1h`.

@@ -26,7 +26,7 @@ use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::{Configuration, Diagnostic, Outcome};
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{Config, ListenerKey, ObjectKey, Policy, Touched};
+use fieldgate_core::ir::{Config, ListenerKey, Locality, ObjectKey, Policy, Touched};
 use fieldgate_core::snapshot::Rejection;
 use fieldgate_plugins::authz::Authorizer;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -236,6 +236,8 @@ pub struct Parts {
     pub inherited: Inheritance,
     /// Reports new answers back as [`Event::Resolved`].
     pub resolver: Resolver,
+    /// Where this gateway stands.
+    pub locality: Option<Locality>,
     /// Where objects go that no file describes yet; `None` if there is no directory.
     pub directory: Option<PathBuf>,
 }
@@ -243,13 +245,13 @@ pub struct Parts {
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
-        let Parts { shared, workers, tell, inherited, resolver, directory } = parts;
+        let Parts { shared, workers, tell, inherited, resolver, locality, directory } = parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
         Self {
             shared,
             view: Arc::default(),
-            configuration: Configuration::default(),
+            configuration: Configuration::of_gateway_at(locality),
             base: Config::default(),
             touched: Some(Touched::All),
             document_diagnostics: Vec::new(),

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use fieldgate_core::Snapshot;
+use fieldgate_core::ir::Locality;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
@@ -55,6 +56,8 @@ pub struct RunOptions {
     pub admin: Option<SocketAddr>,
     /// How many workers; `None` is one per core that the process may use.
     pub workers: Option<usize>,
+    /// Where this gateway stands.
+    pub locality: Option<Locality>,
     /// How long requests in flight may take to finish at the end.
     pub drain_time: Duration,
     /// Holds the process id while the process serves.
@@ -77,6 +80,7 @@ impl Default for RunOptions {
             config: Vec::new(),
             admin: None,
             workers: None,
+            locality: None,
             drain_time: Duration::from_secs(30),
             pid_file: None,
             upgrade: false,
@@ -231,6 +235,7 @@ impl Start {
             tell: tell(&workers),
             inherited: takeover.as_mut().map(Takeover::take).unwrap_or_default(),
             resolver: resolver(&control),
+            locality: options.locality.clone(),
             directory: options.config.iter().find(|path| path.is_dir()).cloned(),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());

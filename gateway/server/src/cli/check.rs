@@ -8,11 +8,11 @@ use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::{Condition, ObjectStatus};
 use fieldgate_config::{Configuration, Diagnostic};
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::Touched;
+use fieldgate_core::ir::{Locality, Touched};
 use fieldgate_core::snapshot::Rejection;
 use serde_json::json;
 
-use super::table;
+use super::{locality, table};
 use crate::source::Source;
 
 /// Say everything that is wrong with a configuration, without serving it.
@@ -27,6 +27,9 @@ pub(super) struct Check {
     /// Directories, files, or `-` for standard input.
     #[arg(value_name = "PATH", required = true, num_args = 1..)]
     paths: Vec<PathBuf>,
+    /// Where the gateway will stand, for what prefers endpoints nearby.
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE", env = "FIELDGATE_LOCALITY", value_parser = locality)]
+    locality: Option<Locality>,
     /// How the result is written.
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -48,10 +51,10 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Reads and compiles what is at `paths`, as `run` does.
-    pub(super) fn read(paths: &[PathBuf]) -> Result<Self, String> {
+    /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there.
+    pub(super) fn read(paths: &[PathBuf], locality: Option<Locality>) -> Result<Self, String> {
         let (_, update) = Source::open(paths)?;
-        let mut configuration = Configuration::default();
+        let mut configuration = Configuration::of_gateway_at(locality);
         let outcome = configuration.apply(update.changes);
         let mut diagnostics = update.diagnostics;
         diagnostics.extend(outcome.diagnostics);
@@ -113,7 +116,7 @@ impl Checked {
 
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let checked = Checked::read(&self.paths)?;
+        let checked = Checked::read(&self.paths, self.locality)?;
         match self.output {
             Output::Text => print!("{}", checked.text()),
             Output::Json => println!("{:#}", checked.json()),
@@ -201,7 +204,7 @@ Gateway a/edge        Accepted
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: Nope\nmetadata: {name: x}\n")
             .unwrap();
-        let checked = Checked::read(&[dir.path().to_owned()]).unwrap();
+        let checked = Checked::read(&[dir.path().to_owned()], None).unwrap();
         let text = checked.text();
         assert!(text.contains("a.yaml:2:"), "{text}");
         assert!(text.contains("Nope"), "{text}");

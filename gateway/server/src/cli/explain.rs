@@ -48,7 +48,7 @@ impl Explain {
         let answer = if self.config.is_empty() {
             self.ask()?
         } else {
-            let checked = Checked::read(&self.config)?;
+            let checked = Checked::read(&self.config, None)?;
             if checked.errors() > 0 {
                 eprintln!("note: the configuration has errors; `fieldgate check` shows them");
             }

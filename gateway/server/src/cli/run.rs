@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use fieldgate_core::ir::Locality;
 use tracing_subscriber::EnvFilter;
 
 use super::overload::OverloadArgs;
 use super::{DEFAULT_ADMIN, duration};
+use super::{DEFAULT_ADMIN, duration, locality};
 use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
 use crate::telemetry::access_log::{self, Format, Target};
@@ -33,6 +35,9 @@ pub(super) struct Run {
     /// Worker threads; by default one per core that the process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
+    /// Where this gateway stands, for what prefers endpoints nearby.
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE", env = "FIELDGATE_LOCALITY", value_parser = locality)]
+    locality: Option<Locality>,
     /// Where requests are logged: a file, `-` for standard output, or `off`.
     #[arg(long, value_name = "PATH", default_value = "off")]
     access_log: String,
@@ -84,6 +89,7 @@ impl Run {
             config: self.config,
             admin: self.admin.0,
             workers: self.workers.map(usize::from),
+            locality: self.locality,
             drain_time: self.drain_time,
             pid_file: self.pid_file,
             upgrade: self.upgrade,
@@ -166,6 +172,7 @@ mod tests {
             "--config=-",
             "--admin=off",
             "--workers=2",
+            "--locality=eu-west-1/eu-west-1a",
             "--access-log=-",
             "--access-log-format=json",
             "--drain-time=5s",
@@ -188,6 +195,7 @@ mod tests {
         };
         assert_eq!(options.limits, limits);
         assert_eq!((options.admin, options.workers, options.upgrade), (None, Some(2), true));
+        assert_eq!(options.locality, Some(Locality::parse("eu-west-1/eu-west-1a")));
         let log = access_log::Options { target: Target::Stdout, format: Format::Json };
         assert_eq!(options.access_log, Some(log));
     }
@@ -197,6 +205,7 @@ mod tests {
         for (arguments, part) in [
             (&["--config=a", "--admin=15000"][..], "127.0.0.1:15000"),
             (&["--config=a", "--workers=0"], "1..=1024"),
+            (&["--config=a", "--locality=/a"], "region/zone/subzone"),
             (&["--config=a", "--drain-time=45"], "45s"),
             (&["--config=a", "--access-log-format=%NOPE%"], "no operator"),
             (&["--config=a", "--max-connections=0"], "above 0"),

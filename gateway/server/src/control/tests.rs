@@ -78,6 +78,7 @@ impl Rig {
             tell,
             inherited: Inheritance::default(),
             resolver,
+            locality: None,
             directory,
         });
         let rig = Self {
