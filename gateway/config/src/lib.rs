@@ -86,7 +86,7 @@ impl Configuration {
             return self.translator.apply(&change);
         }
         let (splits, files): (Vec<_>, Vec<_>) =
-            files.into_iter().partition(|file| holds_only(file, &["SplitPolicy"]));
+            files.into_iter().partition(|file| holds_only(file, &["SplitPolicy", "TrafficPolicy"]));
         let (routes, others): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| holds_only(file, &["HTTPRoute", "GRPCRoute"]));
         let change = self.store.apply(others);

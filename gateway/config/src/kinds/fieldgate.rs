@@ -80,17 +80,22 @@ pub struct ExistingSessions {
     pub stay_on: String,
 }
 
-pub(super) fn check_split_policy(spec: &SplitPolicySpec, checks: &mut Checks<'_>) {
-    if spec.target_ref.group != "gateway.networking.k8s.io"
-        || !matches!(spec.target_ref.kind.as_str(), "HTTPRoute" | "GRPCRoute")
+/// What a policy of ours can be attached to.
+pub(super) fn check_target(target: &TargetRef, kind: &str, checks: &mut Checks<'_>) {
+    if target.group != "gateway.networking.k8s.io"
+        || !matches!(target.kind.as_str(), "HTTPRoute" | "GRPCRoute")
     {
         checks.error(
             "spec.targetRef",
             reason::INVALID_VALUE,
-            format!("a SplitPolicy cannot be attached to {}/{}", spec.target_ref.group, spec.target_ref.kind),
+            format!("a {kind} cannot be attached to {}/{}", target.group, target.kind),
             Some("group: gateway.networking.k8s.io with kind: HTTPRoute or GRPCRoute"),
         );
     }
+}
+
+pub(super) fn check_split_policy(spec: &SplitPolicySpec, checks: &mut Checks<'_>) {
+    check_target(&spec.target_ref, "SplitPolicy", checks);
     if spec.sticky.is_none() && spec.existing_sessions.is_none() {
         checks.error(
             "spec",

@@ -22,6 +22,7 @@ mod pool_check;
 pub mod pool_health;
 pub mod pool_traffic;
 mod route;
+pub mod traffic_policy;
 
 use std::fmt;
 
@@ -57,6 +58,7 @@ pub enum Kind {
     AuthorizationPolicy,
     Pool,
     SplitPolicy,
+    TrafficPolicy,
 }
 
 /// The typed content of an object.
@@ -82,11 +84,12 @@ pub enum Spec {
     AuthorizationPolicy(Box<istio::AuthorizationPolicySpec>),
     Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
+    TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -101,6 +104,7 @@ impl Kind {
         Kind::AuthorizationPolicy,
         Kind::Pool,
         Kind::SplitPolicy,
+        Kind::TrafficPolicy,
     ];
 
     /// As it is written.
@@ -120,6 +124,7 @@ impl Kind {
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
             Kind::Pool => "Pool",
             Kind::SplitPolicy => "SplitPolicy",
+            Kind::TrafficPolicy => "TrafficPolicy",
         }
     }
 
@@ -138,7 +143,7 @@ impl Kind {
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::ServiceEntry | Kind::WorkloadEntry => "networking.istio.io",
             Kind::AuthorizationPolicy => "security.istio.io",
-            Kind::Pool | Kind::SplitPolicy => "fieldgate.dev",
+            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy => "fieldgate.dev",
         }
     }
 
@@ -149,7 +154,7 @@ impl Kind {
             Kind::GrpcRoute | Kind::Namespace | Kind::Service | Kind::Secret | Kind::EndpointSlice => &["v1"],
             Kind::ServiceEntry | Kind::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
             Kind::AuthorizationPolicy => &["v1", "v1beta1"],
-            Kind::Pool | Kind::SplitPolicy => &["v1alpha1"],
+            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy => &["v1alpha1"],
         }
     }
 
@@ -253,6 +258,9 @@ fn read_spec(
         }
         Kind::Pool => Spec::Pool(checked(root, reader, checks, pool_check::check_pool)?),
         Kind::SplitPolicy => Spec::SplitPolicy(checked(root, reader, checks, fieldgate::check_split_policy)?),
+        Kind::TrafficPolicy => {
+            Spec::TrafficPolicy(checked(root, reader, checks, traffic_policy::check_traffic_policy)?)
+        }
     })
 }
 

@@ -1,10 +1,16 @@
 //! What the schemas of HTTPRoute and GRPCRoute (Gateway API 1.6) forbid beyond types: the bounds, patterns and
 //! combinations that the API server checks, so that no later layer meets them.
 
-use gateway_api::experimental::grpcroutes::{GrpcRouteParentRefs, GrpcRouteRules, GrpcRouteSpec};
+use gateway_api::experimental::grpcroutes::{
+    GrpcRouteParentRefs, GrpcRouteRules, GrpcRouteRulesSessionPersistence,
+    GrpcRouteRulesSessionPersistenceCookieConfigLifetimeType as GrpcLifetime,
+    GrpcRouteRulesSessionPersistenceType as GrpcSessionType, GrpcRouteSpec,
+};
 use gateway_api::experimental::httproutes::{
     HttpRouteParentRefs, HttpRouteRules, HttpRouteRulesMatches, HttpRouteRulesMatchesHeadersType,
-    HttpRouteRulesMatchesPathType, HttpRouteSpec,
+    HttpRouteRulesMatchesPathType, HttpRouteRulesSessionPersistence,
+    HttpRouteRulesSessionPersistenceCookieConfigLifetimeType as HttpLifetime,
+    HttpRouteRulesSessionPersistenceType as HttpSessionType, HttpRouteSpec,
 };
 
 use super::check::{Checks, dns_label, dns_name, is_token};
@@ -80,6 +86,60 @@ fn check_http_rule(rule: &HttpRouteRules, i: usize, checks: &mut Checks<'_>) {
     }
     check_timeouts(rule, i, checks);
     check_retry(rule, i, checks);
+    if let Some(session) = &rule.session_persistence {
+        Session::from(session).check(&format!("spec.rules[{i}].sessionPersistence"), checks);
+    }
+}
+
+/// A sessionPersistence, of either kind of route.
+struct Session<'a> {
+    name: Option<&'a str>,
+    by_header: bool,
+    cookie_config: bool,
+    permanent: bool,
+    absolute: Option<&'a str>,
+    idle: Option<&'a str>,
+}
+
+macro_rules! session {
+    ($type:ident, $kind:ident, $lifetime:ident) => {
+        impl<'a> From<&'a $type> for Session<'a> {
+            fn from(s: &'a $type) -> Self {
+                let lifetime = s.cookie_config.as_ref().and_then(|c| c.lifetime_type.as_ref());
+                Self {
+                    name: s.session_name.as_deref(),
+                    by_header: matches!(s.r#type, Some($kind::Header)),
+                    cookie_config: s.cookie_config.is_some(),
+                    permanent: matches!(lifetime, Some($lifetime::Permanent)),
+                    absolute: s.absolute_timeout.as_deref(),
+                    idle: s.idle_timeout.as_deref(),
+                }
+            }
+        }
+    };
+}
+session!(HttpRouteRulesSessionPersistence, HttpSessionType, HttpLifetime);
+session!(GrpcRouteRulesSessionPersistence, GrpcSessionType, GrpcLifetime);
+
+impl Session<'_> {
+    fn check(&self, at: &str, checks: &mut Checks<'_>) {
+        duration(&format!("{at}.absoluteTimeout"), self.absolute, checks);
+        duration(&format!("{at}.idleTimeout"), self.idle, checks);
+        if let Some(name) = self.name {
+            let what = if self.by_header { "the name of a header" } else { "the name of a cookie" };
+            checks.token(&format!("{at}.sessionName"), name, what);
+            checks.count(format_args!("{at}.sessionName"), name.len(), 128);
+        }
+        if self.by_header && self.cookie_config {
+            let message = "cookieConfig says nothing of a session by header";
+            let hint = Some("remove it, or set type: Cookie");
+            checks.error(&format!("{at}.cookieConfig"), reason::CONFLICTING_FIELDS, message, hint);
+        }
+        if self.permanent && self.absolute.is_none() {
+            let message = "a permanent cookie needs an absoluteTimeout";
+            checks.error(at, reason::MISSING_FIELD, message, Some("add absoluteTimeout: 24h"));
+        }
+    }
 }
 
 /// What `replacePrefixMatch` replaces must be known.
@@ -172,6 +232,9 @@ fn check_grpc_rule(rule: &GrpcRouteRules, i: usize, checks: &mut Checks<'_>) {
     if let Some(filters) = &rule.filters {
         let filters: Vec<Filter<'_>> = filters.iter().map(|f| grpc_filter!(f, GrpcRouteRules)).collect();
         check_filters(&format!("spec.rules[{i}].filters"), &filters, true, checks);
+    }
+    if let Some(session) = &rule.session_persistence {
+        Session::from(session).check(&format!("spec.rules[{i}].sessionPersistence"), checks);
     }
     for (j, matched) in rule.matches.iter().flatten().enumerate() {
         let at = || format!("spec.rules[{i}].matches[{j}]");

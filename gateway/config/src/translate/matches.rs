@@ -155,7 +155,8 @@ fn any_after(pattern: &str) -> Arc<str> {
     format!("(?s){}.*", regex::escape(longest)).into()
 }
 
-fn regex(pattern: &str) -> Result<(), String> {
+/// Whether a pattern is one, within its bounds.
+pub(crate) fn regex(pattern: &str) -> Result<(), String> {
     if pattern.len() > MAX_REGEX {
         return Err(format!("a regular expression of more than {MAX_REGEX} bytes"));
     }

@@ -1,11 +1,12 @@
 //! Objects to IR: what the documents mean together.
 //!
-//! The work is done in stages: gateways, pools, policies, split policies, routes. A stage is redone when objects that it
+//! The work is done in stages: gateways, pools, policies, policies of routes, routes. A stage is redone when objects that it
 //! looks at changed, and the routes after it only when what they see of it changed: a route alone costs what that route
 //! costs, endpoints alone cost the pools, a certificate costs the listeners. Whatever comes out equal keeps its place in
 //! memory, so that nothing after it has work to do. The result is that of a translation from scratch; a property test
 //! holds it to that. There is no IO here, and nothing decides about a request.
 
+mod attached;
 mod backends;
 mod filters;
 mod gateways;
@@ -16,9 +17,11 @@ mod pool_traffic;
 mod pools;
 mod routes;
 mod service_entries;
+mod session;
 mod splits;
 #[cfg(test)]
 mod tests;
+mod traffic_policies;
 
 pub(crate) use policies::ROOT as ROOT_NAMESPACE;
 
@@ -27,6 +30,8 @@ use std::sync::Arc;
 
 use fieldgate_core::ir;
 use imbl::OrdMap;
+
+use attached::Attached;
 
 use crate::diagnostic::Diagnostic;
 use crate::document::{Object, ObjectKey};
@@ -56,7 +61,8 @@ pub struct Translator {
     pool_keys: BTreeSet<Arc<ir::PoolKey>>,
     gateways: gateways::Gateways,
     pools: pools::Pools,
-    splits: splits::SplitPolicies,
+    splits: Attached,
+    traffic: Attached,
     notes: StageNotes,
 }
 
@@ -67,6 +73,7 @@ struct StageNotes {
     pools: NotesOf,
     policies: NotesOf,
     splits: NotesOf,
+    traffic: NotesOf,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
     /// Of routes. Only those that have any: this is walked on every change.
     problems: BTreeMap<ObjectKey, Vec<Diagnostic>>,
@@ -123,6 +130,9 @@ impl Translator {
         if dirt.any(&[Kind::SplitPolicy]) || dirt.routes.iter().any(|k| self.splits.is_target(k)) {
             dirt.routes.extend(self.redo_splits());
         }
+        if dirt.any(&[Kind::TrafficPolicy]) || dirt.routes.iter().any(|k| self.traffic.is_target(k)) {
+            dirt.routes.extend(self.redo_traffic());
+        }
         if all_routes {
             dirt.routes.extend(before.routes.keys().cloned());
             for kind in [Kind::HttpRoute, Kind::GrpcRoute] {
@@ -140,8 +150,8 @@ impl Translator {
     /// Finds the places of what is wrong anew where texts moved within these files. What is said of an object is kept
     /// while the object stays the same, and its lines may move all the same.
     pub fn relocate(&mut self, files: &[Arc<str>]) {
-        let StageNotes { gateways, pools, policies, splits, problems, .. } = &mut self.notes;
-        let stages = [gateways, pools, policies, splits].into_iter().flat_map(BTreeMap::values_mut);
+        let StageNotes { gateways, pools, policies, splits, traffic, problems, .. } = &mut self.notes;
+        let stages = [gateways, pools, policies, splits, traffic].into_iter().flat_map(BTreeMap::values_mut);
         let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
         for diagnostic in all.filter(|d| files.contains(&d.location.file)) {
             let key = diagnostic.object.as_ref().and_then(|o| {
@@ -280,9 +290,19 @@ impl Translator {
         self.config.policies = merge(&self.config.policies, policies);
     }
 
+    fn redo_traffic(&mut self) -> BTreeSet<ObjectKey> {
+        let (kind, notes) = (Kind::TrafficPolicy, &mut self.notes.traffic);
+        notes.clear();
+        let traffic = Attached::of(kind, traffic_policies::fits, &self.objects, notes);
+        let affected = traffic.differences(&self.traffic);
+        self.traffic = traffic;
+        affected
+    }
+
     fn redo_splits(&mut self) -> BTreeSet<ObjectKey> {
-        self.notes.splits.clear();
-        let splits = splits::SplitPolicies::of(&self.objects, &mut self.notes.splits);
+        let (kind, notes) = (Kind::SplitPolicy, &mut self.notes.splits);
+        notes.clear();
+        let splits = Attached::of(kind, splits::fits, &self.objects, notes);
         let affected = splits.differences(&self.splits);
         self.splits = splits;
         affected
@@ -303,6 +323,7 @@ impl Translator {
             pool_keys: &self.pool_keys,
             hosts: self.pools.hosts(),
             splits: &self.splits,
+            traffic: &self.traffic,
         };
         let route = routes::translate(object, &surroundings, &mut notes);
         if let Some(refused) = self.refused.get(key) {
@@ -330,8 +351,8 @@ impl Dirt {
 }
 
 impl StageNotes {
-    fn stages(&self) -> [&NotesOf; 4] {
-        [&self.gateways, &self.pools, &self.policies, &self.splits]
+    fn stages(&self) -> [&NotesOf; 5] {
+        [&self.gateways, &self.pools, &self.policies, &self.splits, &self.traffic]
     }
 }
 

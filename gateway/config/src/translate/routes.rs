@@ -15,11 +15,11 @@ use gateway_api::experimental::httproutes::{HttpRouteParentRefs, HttpRouteRules,
 use imbl::OrdMap;
 use thin_vec::{ThinVec, thin_vec};
 
+use super::attached::Attached;
 use super::backends::{BackendRef, resolve};
 use super::gateways::{GROUP, Gateways, ListenerInfo, hostname};
 use super::pools::Hosts;
-use super::splits::SplitPolicies;
-use super::{Notes, Objects, filters, matches};
+use super::{Notes, Objects, filters, matches, session, splits, traffic_policies};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::{Object, Timestamp};
 use crate::kinds::duration::parse_gateway_duration;
@@ -32,7 +32,8 @@ pub(crate) struct Surroundings<'a> {
     pub pools: &'a OrdMap<PoolKey, Arc<Pool>>,
     pub pool_keys: &'a BTreeSet<Arc<PoolKey>>,
     pub hosts: &'a Hosts,
-    pub splits: &'a SplitPolicies,
+    pub splits: &'a Attached,
+    pub traffic: &'a Attached,
 }
 
 /// Everything that translating one route looks at.
@@ -365,14 +366,6 @@ impl Context<'_> {
         if matches.is_empty() {
             return None;
         }
-        if rule.session_persistence.is_some() {
-            let warning = self.object.warning(
-                "UnsupportedValue",
-                &format!("{place}.sessionPersistence"),
-                "sessionPersistence is not supported and has no effect",
-            );
-            notes.diagnostics.push(warning.hint("a SplitPolicy keeps users on their side of a split"));
-        }
         let mut translated = Rule {
             id: self.rule_id(at, rule),
             matches: matches.into(),
@@ -391,8 +384,22 @@ impl Context<'_> {
             }];
             return Some(translated);
         }
-        let names = rule.backend_refs.iter().flatten().map(|b| b.name.as_str());
-        translated.split = self.around.splits.for_rule(&self.key, rule.name.as_deref(), names);
+        if let Some(spec) = &rule.session_persistence {
+            let place = format!("{place}.sessionPersistence");
+            let affinity = session::affinity(spec, &translated, &mut |field, message, hint| {
+                let field = format!("{place}{field}");
+                notes.diagnostics.push(self.object.warning("UnsupportedValue", &field, message).hint(hint));
+            });
+            translated.affinity = Some(Arc::new(affinity));
+        }
+        let name = rule.name.as_deref();
+        if let Some(policy) = self.around.splits.for_rule(&self.key, name) {
+            let names = rule.backend_refs.iter().flatten().map(|b| b.name.as_str());
+            translated.split = splits::translate(policy, names);
+        }
+        if let Some(policy) = self.around.traffic.for_rule(&self.key, name) {
+            traffic_policies::apply(policy, rule, &mut translated);
+        }
         Some(translated)
     }
 
@@ -542,6 +549,10 @@ fn timeouts(rule: &HttpRouteRules) -> Result<Timeouts, filters::Problem> {
     Ok(Timeouts { request, backend_request, idle: None })
 }
 
+/// What a route's `retry` means beside its statuses (Gateway API, GEP-1731): no response at all.
+pub(crate) const RETRY_ON: RetryOn =
+    RetryOn::CONNECT_FAILURE.and(RetryOn::REFUSED_STREAM).and(RetryOn::RESET);
+
 fn retry(rule: &HttpRouteRules) -> Result<Option<Retry>, filters::Problem> {
     let Some(retry) = &rule.retry else { return Ok(None) };
     let backoff = retry
@@ -553,9 +564,7 @@ fn retry(rule: &HttpRouteRules) -> Result<Option<Retry>, filters::Problem> {
     let attempts = u32::try_from(attempts)
         .map_err(|_| (".retry.attempts".to_owned(), format!("{attempts} is not a number of attempts")))?;
     let codes = retry.codes.iter().flatten().filter_map(|c| u16::try_from(*c).ok()).collect();
-    // What a route says in general (Gateway API, GEP-1731): these statuses, and no response at all.
-    let on =
-        RetryOn::STATUS_CODES.and(RetryOn::CONNECT_FAILURE).and(RetryOn::REFUSED_STREAM).and(RetryOn::RESET);
+    let on = RetryOn::STATUS_CODES.and(RETRY_ON);
     // Without a word about it there is no pause.
     let base = backoff.unwrap_or_default();
     let backoff = Backoff { base, max: base * 10 };

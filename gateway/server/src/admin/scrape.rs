@@ -19,8 +19,16 @@ const MAX_RULES: usize = 5_000;
 const MAX_POOLS: usize = 5_000;
 
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
-const KINDS: [&str; 7] =
-    ["AuthorizationPolicy", "GRPCRoute", "Gateway", "HTTPRoute", "Pool", "Secret", "SplitPolicy"];
+const KINDS: [&str; 8] = [
+    "AuthorizationPolicy",
+    "GRPCRoute",
+    "Gateway",
+    "HTTPRoute",
+    "Pool",
+    "Secret",
+    "SplitPolicy",
+    "TrafficPolicy",
+];
 
 /// Writes all of them.
 pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: u64) {
@@ -80,7 +88,7 @@ fn rejected(out: &mut String, view: &View) {
 
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
-    const READ: [&str; 14] = [
+    const READ: [&str; 15] = [
         "AuthorizationPolicy",
         "ConfigMap",
         "EndpointSlice",
@@ -94,6 +102,7 @@ fn known_kind(kind: &str) -> &'static str {
         "Service",
         "ServiceEntry",
         "SplitPolicy",
+        "TrafficPolicy",
         "WorkloadEntry",
     ];
     READ.iter().find(|known| **known == kind).copied().unwrap_or("unknown")

@@ -30,6 +30,10 @@ fn versions() -> Vec<Vec<String>> {
             &format!("targetRef: {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: a{spec}"),
         )
     };
+    let traffic = |spec: &str| {
+        let target = "targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: a";
+        object("fieldgate.dev/v1alpha1", "TrafficPolicy", "t", &format!("{target}{spec}"))
+    };
     let slice = |address: &str| {
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s1, labels: {{kubernetes.io/service-name: s}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [{address}]}}]\n"
@@ -143,6 +147,10 @@ fn versions() -> Vec<Vec<String>> {
                 "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edgy}], rules: [{}]",
             ),
         ],
+        vec![
+            traffic("}, retry: {attempts: 3}"),
+            traffic(", sectionName: x}, timeouts: {idle: 1s}, fault: {abort: {status: 503}}"),
+        ],
         vec![gateway(WEB).replace("name: edge", "name: edgy, creationTimestamp: '2020-01-01T00:00:00Z'")],
     ]
 }
@@ -161,7 +169,7 @@ proptest! {
     #[test]
     fn any_way_to_a_state_gives_that_state(
         steps in proptest::collection::vec(
-            proptest::collection::vec((0usize..17, proptest::option::weighted(0.8, 0usize..5)), 1..6),
+            proptest::collection::vec((0usize..18, proptest::option::weighted(0.8, 0usize..5)), 1..6),
             1..16,
         )
     ) {

@@ -6,6 +6,7 @@ mod incremental;
 mod policies;
 mod pools;
 mod routes;
+mod traffic;
 
 use std::fmt::Write as _;
 
