@@ -125,6 +125,7 @@ fn fault(spec: &FaultSpec) -> Fault {
         headers: headers.map(|h| (h.name.to_ascii_lowercase().into(), value(h.r#type, &h.value))).collect(),
         delay: spec.delay.map(|d| (d.percent.map_or(ALWAYS, |p| p.0), d.time.0)),
         abort: spec.abort.and_then(|a| Some((a.percent.map_or(ALWAYS, |p| p.0), answer(a)?))),
+        ..Fault::default()
     }
 }
 

@@ -189,11 +189,13 @@ pub enum AffinityCarrier {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fault {
     /// All of these request headers must be there with these values; names in lower case.
-    pub headers: Vec<(Arc<str>, Arc<str>)>,
+    pub headers: Vec<(Arc<str>, super::ValueMatch)>,
     /// So many millionths of requests wait so long.
     pub delay: Option<(u32, Duration)>,
     /// So many millionths of requests get this answer.
     pub abort: Option<(u32, FaultAnswer)>,
+    /// What the expressions among `headers` become when the first request asks.
+    pub patterns: crate::fault::Patterns,
 }
 
 /// What an aborted request gets.

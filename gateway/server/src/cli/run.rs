@@ -10,7 +10,6 @@ use fieldgate_core::ir::Locality;
 use tracing_subscriber::EnvFilter;
 
 use super::overload::OverloadArgs;
-use super::{DEFAULT_ADMIN, duration};
 use super::{DEFAULT_ADMIN, duration, locality};
 use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
