@@ -83,9 +83,8 @@ impl Controller {
         if ratio > 1.0 {
             self.admitted = (self.admitted * (1.0 / ratio).clamp(0.7, 0.98)).max(LEAST);
         } else if refusing && ratio < 0.5 {
-            // The emptier the queue, the faster back.
-            let growth = if ratio < 0.1 { 1.10 } else { 1.03 };
-            self.admitted = (self.admitted * growth + 0.001).min(1.0);
+            // The emptier the queue, the faster back: by a tenth at most.
+            self.admitted = (self.admitted * (1.1 - 0.2 * ratio) + 0.002).min(1.0);
         }
         (self.began, self.shortest, self.samples) = (now, Duration::MAX, 0);
         self.admitted

@@ -16,9 +16,8 @@ use h2::{Reason, RecvStream};
 
 use super::exchange::{self, Request};
 use super::local::{self, Answer};
-use super::shed::{self, Refused};
 use super::side::{H2Side, Side, fill_headers};
-use super::{Connection, Worker, h1, tunnel};
+use super::{Connection, Worker, h1, shed, tunnel};
 
 /// Streams that a client may have open at once.
 const STREAMS: u32 = 128;
@@ -56,7 +55,6 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
     let transport = Lingering::new(stream.into_io(), worker.wheel.register(), LINGER).read_ahead(ahead);
     let transport = Metered::new(transport, (*worker.wheel).clone());
     let meter = transport.meter();
-    let refused = Refused::default();
     let handshake = Box::pin(tokio::time::timeout(HANDSHAKE, builder.handshake::<_, Bytes>(transport)));
     let Ok(Ok(mut connection)) = handshake.await else { return };
     let deadline = worker.wheel.register();
@@ -118,7 +116,7 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
         let Some(Ok((request, respond))) = accepted else { return };
         served = true;
         deadline.set(IDLE);
-        if !start_exchange(worker, &conn, request, respond, &refused) {
+        if !start_exchange(worker, &conn, request, respond) {
             meter.malformed();
         }
     }
@@ -130,7 +128,6 @@ fn start_exchange(
     conn: &Rc<Connection>,
     incoming: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
-    refused: &Refused,
 ) -> bool {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
@@ -143,7 +140,7 @@ fn start_exchange(
         return false;
     }
     if let Some(why) = worker.gate.refuses(|| worker.random()) {
-        shed::http2(worker, conn, respond, request, why, refused);
+        shed::http2(worker, conn, respond, request, why);
         return true;
     }
     let recv = match request.upgrade {

@@ -190,6 +190,7 @@ pub(crate) struct Worker {
     overload: Arc<Overload>,
     /// Whether new requests are taken.
     pub gate: Gate,
+    pub pace: shed::Pace,
     pub room: shed::Room,
     /// TLS handshakes under way, and whose turn it is.
     pub handshakes: Cell<u32>,
@@ -268,6 +269,7 @@ impl Worker {
             index,
             overload: shared.overload.clone(),
             gate: Gate::default(),
+            pace: shed::Pace::default(),
             room: shed::Room::new(),
             handshakes: Cell::new(0),
             handshake_turn: tokio::sync::Semaphore::new(1),

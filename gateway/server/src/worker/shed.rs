@@ -25,11 +25,12 @@ use super::side::H1Side;
 use super::{Connection, Worker};
 use crate::overload::{Pressure, Refusal};
 
-/// How long an HTTP/1 connection is not read from after a refusal, and how long an HTTP/2 stream waits for one that is
-/// not among the first [`QUICK`] of its connection.
+/// How long nothing is heard of a client after a refusal: an HTTP/1 connection is not read from for so long.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Streams of a connection that are refused at once, each [`PAUSE`].
-const QUICK: u32 = 8;
+/// Of those who were refused, one is heard again each so long, and nobody later than after [`LONGEST`]: what refusals take of
+/// a worker's time is bounded by that, however many clients there are.
+const SPACING: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(10);
 /// How long a client may take to accept a refusal.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Idle connections that are closed at once to make room for others.
@@ -45,11 +46,30 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Shortages of files within this time are one, as far as the log is concerned.
 const EPISODE: Duration = Duration::from_secs(10);
 
-/// 503, `Retry-After: 1`, Envoy's flag of its overload manager.
-pub fn answer() -> Answer {
+/// When those who were refused are heard again, on one worker.
+#[derive(Debug, Default)]
+pub struct Pace {
+    next: Cell<Option<Instant>>,
+}
+
+impl Pace {
+    /// How long the next one has to wait.
+    fn wait(&self, now: Instant) -> Duration {
+        let at = self.next.get().map_or(now, |next| next.max(now));
+        let wait = at - now;
+        if wait < LONGEST {
+            self.next.set(Some(at + SPACING));
+        }
+        wait
+    }
+}
+
+/// 503, when to come again, Envoy's flag of its overload manager.
+fn answer(request: &Request, wait: Duration) -> Answer {
     let mut answer = Answer::new(503, "overload", "OM", "overloaded\n");
-    answer.headers.push(b"retry-after", b"1");
-    answer
+    let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
+    answer.headers.push(b"retry-after", seconds.to_string().as_bytes());
+    if request.head.is_grpc() { answer.into_grpc() } else { answer }
 }
 
 /// Breaks off a connection that was just accepted.
@@ -68,10 +88,8 @@ pub async fn http1(
     deadline: &Deadline,
 ) -> Option<Box<H1Side>> {
     let keep = why != Refusal::Memory && request.keep_alive && request.body == BodyKind::None;
-    let mut answer = answer();
-    if request.head.is_grpc() {
-        answer = answer.into_grpc();
-    }
+    let wait = worker.pace.wait(Instant::now());
+    let answer = answer(request, wait);
     local::write_h1(&mut side, &answer, &request.head, keep);
     deadline.set(FAREWELL);
     let sent = with_deadline(deadline, poll_fn(|cx| side.poll_flush(cx))).await;
@@ -80,54 +98,33 @@ pub async fn http1(
         // Not lingered for: a body that we do not want is what we have no room for.
         return None;
     }
-    deadline.set(PAUSE);
+    deadline.set(wait.max(PAUSE));
     let _ = with_deadline(deadline, std::future::pending::<()>()).await;
     Some(side)
 }
 
-/// Refusals of one HTTP/2 connection.
-#[derive(Debug, Default)]
-pub struct Refused {
-    since: Cell<u64>,
-    count: Cell<u32>,
-}
-
-impl Refused {
-    /// Whether the next one has to wait.
-    fn waits(&self, now_ms: u64) -> bool {
-        if now_ms.saturating_sub(self.since.get()) >= PAUSE.as_millis() as u64 {
-            self.since.set(now_ms);
-            self.count.set(0);
-        }
-        self.count.set(self.count.get() + 1);
-        self.count.get() > QUICK
-    }
-}
-
-/// Refuses an HTTP/2 request.
+/// Refuses an HTTP/2 request. One that has to wait for that keeps its place among the streams of the connection, of which
+/// there are few: that is what keeps the client from coming again.
 pub fn http2(
     worker: &Rc<Worker>,
     conn: &Connection,
     mut respond: SendResponse<bytes::Bytes>,
     request: Request,
     why: Refusal,
-    refused: &Refused,
 ) {
-    let mut answer = answer();
-    if request.head.is_grpc() {
-        answer = answer.into_grpc();
-    }
+    let wait = worker.pace.wait(Instant::now());
+    let answer = answer(&request, wait);
     record(worker, conn, &request, &answer, why);
     if why == Refusal::Memory {
         respond.send_reset(Reason::REFUSED_STREAM);
-    } else if refused.waits(worker.wheel.millis()) {
-        // It keeps its place among the streams of the connection meanwhile, of which there are few.
+    } else if wait > PAUSE {
         let deadline = worker.wheel.register();
         let head = request.head;
         tokio::task::spawn_local(async move {
-            deadline.set(PAUSE);
-            let _ = with_deadline(&deadline, poll_fn(|cx| respond.poll_reset(cx))).await;
-            local::send_h2(respond, answer, &head);
+            deadline.set(wait);
+            if with_deadline(&deadline, poll_fn(|cx| respond.poll_reset(cx))).await.is_err() {
+                local::send_h2(respond, answer, &head);
+            }
         });
         return;
     } else {
@@ -262,12 +259,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_refusals_are_quick_and_the_others_are_not() {
-        let refused = Refused::default();
-        let quick = |now| (0..100).filter(|_| !refused.waits(now)).count() as u32;
-        assert_eq!(quick(1000), QUICK);
-        assert_eq!(quick(1100), 0);
-        assert_eq!(quick(1200), QUICK);
+    fn those_refused_come_again_one_after_the_other() {
+        let pace = Pace::default();
+        let now = Instant::now();
+        assert_eq!([0, 1, 2].map(|_| pace.wait(now)), [0, 1, 2].map(Duration::from_millis));
+        let later = now + Duration::from_millis(2);
+        assert_eq!(pace.wait(later), Duration::from_millis(1));
+        assert_eq!(pace.wait(now + Duration::from_secs(5)), Duration::ZERO);
+        let longest = (0..20_000).map(|_| pace.wait(later)).max();
+        assert_eq!(longest, Some(LONGEST), "a client waits for a bounded time");
     }
 
     #[test]
