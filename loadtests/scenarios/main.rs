@@ -2,6 +2,7 @@
 //! back, prints PASS or FAIL with its figures, and takes everything down again.
 
 mod aborts;
+mod attacks;
 mod backpressure;
 mod bench;
 mod clients;
@@ -115,6 +116,17 @@ const SCENARIOS: &[Scenario] = &[
         connections::run,
     ),
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
+    scenario("attacks", "attacks end, or are bounded, and other clients hardly notice", attacks::run),
+    scenario(
+        "files",
+        "out of files: who is connected is served, who comes waits, nothing spins",
+        attacks::files,
+    ),
+    scenario(
+        "overload",
+        "more clients than the gateway can carry: as many are served, in good time",
+        attacks::overload,
+    ),
     scenario("routes-100k", "start, change and lookup with 100,000 routes", routes::run),
     Scenario {
         ci: false,
@@ -178,7 +190,7 @@ struct Arguments {
     /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy, pingora. By default all that are here.
     #[arg(long, value_delimiter = ',')]
     peers: Option<Vec<String>>,
-    /// Cases of `bench` or `idle`; all by default.
+    /// Cases of `bench`, `idle` or `attacks`; all by default.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
 }
@@ -196,6 +208,9 @@ fn main() -> ExitCode {
         return finish(backend::serve(&options).map_err(|error| format!("{}: {error}", options.listen)));
     }
     let words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|name| name == "attack") {
+        return finish(attacks::attack(&words));
+    }
     if let Some(result) = words.first().and_then(|name| bench::helper(name, &words)) {
         return finish(result);
     }

@@ -77,6 +77,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) backend: String,
     pub(super) set_cookies: Vec<String>,
+    /// Seconds.
+    pub(super) retry_after: Option<u64>,
     pub(super) error: &'static str,
     /// The server said that this connection ends with this answer.
     pub(super) close: bool,

@@ -118,6 +118,8 @@ fn understand(head: &httparse::Response<'_, '_>) -> Answer {
             answer.backend = value.into_owned();
         } else if is("set-cookie") {
             answer.set_cookies.push(value.into_owned());
+        } else if is("retry-after") {
+            answer.retry_after = value.parse().ok();
         }
     }
     answer

@@ -74,6 +74,7 @@ async fn receive(response: h2::client::ResponseFuture, answer: &mut Answer) -> R
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     answer.backend = head.headers.get("x-backend").map(text).unwrap_or_default();
     answer.set_cookies = head.headers.get_all("set-cookie").iter().map(text).collect();
+    answer.retry_after = head.headers.get("retry-after").map(text).and_then(|text| text.parse().ok());
     while let Some(piece) = body.data().await {
         body.flow_control().release_capacity(piece?.len())?;
     }

@@ -34,6 +34,14 @@ impl Histogram {
         self.count += other.count;
     }
 
+    /// The counts since an earlier state of this one.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let before = earlier.buckets.iter().chain(std::iter::repeat(&0));
+        let buckets = self.buckets.iter().zip(before).map(|(now, before)| now - before).collect();
+        Self { buckets, count: self.count - earlier.count }
+    }
+
     /// The microseconds that a share (0 to 1) of all durations stays within; 0 when nothing was recorded.
     pub fn percentile(&self, share: f64) -> u64 {
         let wanted = (self.count as f64 * share).ceil() as u64;

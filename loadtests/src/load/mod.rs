@@ -87,6 +87,8 @@ pub struct Plan {
     pub users: Option<Users>,
     /// Open a new connection when the server ended one in good order.
     pub reconnect: bool,
+    /// Wait as long as an answer's `Retry-After` asks for.
+    pub patient: bool,
     /// How long an answer may take before it counts as the error `timeout`.
     pub timeout: Duration,
 }
@@ -111,6 +113,7 @@ impl Plan {
             rate: None,
             users: None,
             reconnect: true,
+            patient: false,
             timeout: Duration::from_secs(10),
         }
     }

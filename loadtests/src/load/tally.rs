@@ -38,6 +38,8 @@ pub struct Tally {
     pub users: BTreeMap<usize, UserRecord>,
     /// Latencies of complete answers.
     pub latency: Histogram,
+    /// Those of them with a status below 400.
+    pub served: Histogram,
     /// Connections opened.
     pub connections: u64,
     /// Connections that could not be opened; the request that wanted one was not sent.
@@ -101,6 +103,32 @@ impl Tally {
         parts.join(", ")
     }
 
+    /// What came after an earlier account of the same load, users apart.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut outcomes = self.outcomes.clone();
+        for (outcome, count) in &earlier.outcomes {
+            *outcomes.entry(outcome.clone()).or_default() -= count;
+        }
+        let mut connect_failures = self.connect_failures.clone();
+        for (error, count) in &earlier.connect_failures {
+            *connect_failures.entry(error.clone()).or_default() -= count;
+        }
+        Self {
+            sent: self.sent - earlier.sent,
+            outcomes,
+            users: BTreeMap::new(),
+            latency: self.latency.since(&earlier.latency),
+            served: self.served.since(&earlier.served),
+            connections: self.connections - earlier.connections,
+            connect_failures,
+            close_seen: self.close_seen - earlier.close_seen,
+            goaway_seen: self.goaway_seen - earlier.goaway_seen,
+            ended: self.ended - earlier.ended,
+            seconds: self.seconds - earlier.seconds,
+        }
+    }
+
     /// Adds another's account to this one.
     pub fn merge(&mut self, other: &Self) {
         self.sent += other.sent;
@@ -109,6 +137,7 @@ impl Tally {
         self.goaway_seen += other.goaway_seen;
         self.ended += other.ended;
         self.latency.merge(&other.latency);
+        self.served.merge(&other.served);
         for (outcome, count) in &other.outcomes {
             *self.outcomes.entry(outcome.clone()).or_default() += count;
         }
@@ -148,6 +177,9 @@ impl Tally {
     pub(super) fn record(&mut self, outcome: Outcome, user: Option<usize>, micros: std::time::Duration) {
         if outcome.error.is_empty() {
             self.latency.record(micros);
+            if outcome.status < 400 {
+                self.served.record(micros);
+            }
             if let Some(user) = user {
                 let record = self.users.entry(user).or_default();
                 record.count += 1;

@@ -121,7 +121,9 @@ impl Worker {
             if answer.close || !answer.error.is_empty() {
                 connection = None;
             }
+            let asked = answer.retry_after;
             self.record(answer, user, due);
+            self.wait_as_asked(asked).await;
         }
     }
 
@@ -155,7 +157,9 @@ impl Worker {
                     Ok(Err(Ended::GoAway | Ended::Closed)) => shared.forget(generation),
                     Ok(Ok(answer)) => {
                         self.turn += 1;
+                        let asked = answer.retry_after;
                         self.record(answer, user, due);
+                        self.wait_as_asked(asked).await;
                         break;
                     }
                     Err(_) => {
@@ -236,6 +240,15 @@ impl Worker {
             }
         };
         (Some(*user), Extra { header })
+    }
+
+    async fn wait_as_asked(&self, seconds: Option<u64>) {
+        let asked = seconds.filter(|_| self.context.plan.patient).map(Duration::from_secs);
+        if let Some(asked) = asked
+            && !self.context.control.stopped()
+        {
+            sleep(asked).await;
+        }
     }
 
     async fn connect_failed(&self, kind: &str) {
