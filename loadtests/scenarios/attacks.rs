@@ -5,6 +5,7 @@
 //! takes of the processors for itself is none of the gateway's doing.
 
 mod frames;
+mod limits;
 mod overload;
 mod shortage;
 mod tools;
@@ -19,6 +20,7 @@ use fieldgate_loadtests::rig::{Gateway, config};
 use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless};
 use crate::edge::{Edge, HOST};
 
+pub use limits::run as limits;
 pub use overload::run as overload;
 pub use shortage::run as files;
 pub use tools::{ATTACKS, Attack, Report, attack};

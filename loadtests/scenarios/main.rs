@@ -122,6 +122,7 @@ const SCENARIOS: &[Scenario] = &[
         "out of files: who is connected is served, who comes waits, nothing spins",
         attacks::files,
     ),
+    scenario("limits", "limits of connections and memory hold, and room is made", attacks::limits),
     scenario(
         "overload",
         "more clients than the gateway can carry: as many are served, in good time",

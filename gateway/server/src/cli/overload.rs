@@ -83,9 +83,9 @@ fn size(text: &str) -> Result<Limit<u64>, String> {
     };
     let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
     match bytes {
-        // Below this the gateway alone would be too much.
-        Some(bytes) if bytes >= 64 << 20 => Ok(Limit(Some(bytes))),
-        Some(_) => Err("64MiB is the least".to_owned()),
+        // Less than the gateway takes by itself.
+        Some(bytes) if bytes >= 32 << 20 => Ok(Limit(Some(bytes))),
+        Some(_) => Err("32MiB is the least".to_owned()),
         None => Err(WRITE.to_owned()),
     }
 }
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(count("7"), Ok(Limit(Some(7))));
         assert_eq!(count("off"), Ok(Limit(None)));
         assert!(count("0").is_err() && count("-1").is_err() && count("many").is_err());
-        assert_eq!(size("64MiB"), Ok(Limit(Some(64 << 20))));
+        assert_eq!(size("32MiB"), Ok(Limit(Some(32 << 20))));
         assert_eq!(size("2GiB"), Ok(Limit(Some(2 << 30))));
         assert_eq!(size("off"), Ok(Limit(None)));
         for bad in ["", "5", "1MiB", "MiB", "2GB", "99999999999999999999GiB", "999999999999GiB"] {
