@@ -92,6 +92,8 @@ pub struct Overload {
     memory: AtomicU64,
     pressure: AtomicU8,
     workers: Box<[WorkerLoad]>,
+    /// Workers that have lent the files they keep for a shortage.
+    short: AtomicU32,
 }
 
 /// What a worker says of itself, some times per second while it is busy.
@@ -122,6 +124,21 @@ impl Overload {
     /// How scarce memory is, as of the last look at it.
     pub fn pressure(&self) -> Pressure {
         Pressure::from_level(self.pressure.load(Ordering::Relaxed))
+    }
+
+    /// A worker has given away the files that it keeps for a shortage: nobody is to take them for new connections.
+    pub fn files_lent(&self) {
+        self.short.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has them back.
+    pub fn files_back(&self) {
+        self.short.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Whether a worker lacks files.
+    pub fn lacks_files(&self) -> bool {
+        self.short.load(Ordering::Relaxed) > 0
     }
 
     fn note_memory(&self, used: u64, pressure: Pressure) {

@@ -47,6 +47,9 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
         match accepted {
             Ok((tcp, peer)) => {
                 start(&worker, &place, bound, tcp, peer);
+                if worker.lacks_files() && !enough_files(&worker, &socket, &stop).await {
+                    break;
+                }
                 burst += 1;
                 if burst == BURST {
                     burst = 0;
@@ -57,13 +60,7 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) if out_of_files(&error) => {
                 worker.short_of_files(bound, &error);
-                let mut stopped = false;
-                while !stopped && !worker.has_files() {
-                    worker.refuse_waiting(&socket);
-                    let pause = tokio::time::timeout(PAUSE, stop.notified()).await;
-                    stopped = pause.is_ok();
-                }
-                if stopped {
+                if !enough_files(&worker, &socket, &stop).await {
                     break;
                 }
             }
@@ -76,6 +73,17 @@ pub async fn accept(worker: Rc<Worker>, bound: SocketAddr, socket: TcpListener, 
     while let Some(Ok((tcp, peer))) = socket.accept().now_or_never() {
         start(&worker, &place, bound, tcp, peer);
     }
+}
+
+/// Waits until there are files for new connections. `false`: the socket is to accept nothing more.
+async fn enough_files(worker: &Worker, socket: &TcpListener, stop: &Notify) -> bool {
+    while !worker.has_files() {
+        worker.refuse_waiting(socket);
+        if tokio::time::timeout(PAUSE, stop.notified()).await.is_ok() {
+            return false;
+        }
+    }
+    true
 }
 
 /// Whether a connection may begin. One that may not is reset: the answer that costs least, for us and on the way.

@@ -148,6 +148,8 @@ pub struct Room {
     /// Files that are kept for the time when there are no others: upstream connections of requests that are here already
     /// get them, and new clients do not before all are back.
     reserve: RefCell<Vec<File>>,
+    /// They were there and are given away.
+    lent: Cell<bool>,
     short_since: Cell<Option<Instant>>,
     short_at: Cell<Option<Instant>>,
 }
@@ -216,8 +218,7 @@ impl Worker {
     pub fn short_of_files(&self, bound: SocketAddr, error: &std::io::Error) {
         let room = &self.room;
         let now = Instant::now();
-        room.short_since.set(Some(now));
-        room.reserve.borrow_mut().clear();
+        self.lend_files();
         let known = room.short_at.replace(Some(now)).is_some_and(|at| now - at < EPISODE);
         if !known {
             self.recorder.short_of_files();
@@ -229,9 +230,32 @@ impl Worker {
         }
     }
 
+    /// Gives away the files that are kept for it, if they are there: to upstream connections, for no connection is accepted
+    /// before they are back.
+    pub fn lend_files(&self) -> bool {
+        let room = &self.room;
+        if room.reserve.borrow().is_empty() {
+            return false;
+        }
+        room.reserve.borrow_mut().clear();
+        room.short_since.set(Some(Instant::now()));
+        room.lent.set(true);
+        self.overload.files_lent();
+        true
+    }
+
+    /// Whether this worker, or another, has given away what it keeps.
+    pub fn lacks_files(&self) -> bool {
+        self.room.lent.get() || self.overload.lacks_files()
+    }
+
     /// Whether connections may be accepted again. Closes idle ones if not.
     pub fn has_files(&self) -> bool {
-        if self.room.refill() {
+        if self.room.lent.get() && self.room.refill() {
+            self.room.lent.set(false);
+            self.overload.files_back();
+        }
+        if !self.lacks_files() {
             return true;
         }
         self.room.short_at.set(Some(Instant::now()));
@@ -241,6 +265,9 @@ impl Worker {
 
     /// Tells those who have waited for long, while there is a file to tell them by.
     pub fn refuse_waiting(&self, socket: &TcpListener) {
+        if !self.room.lent.get() {
+            return;
+        }
         let long = |since: Instant| since.elapsed() > PATIENCE;
         if !self.room.short_since.get().is_some_and(long) {
             return;

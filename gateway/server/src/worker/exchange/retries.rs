@@ -12,6 +12,7 @@ use fieldgate_wire::h1::BodyKind;
 use smallvec::SmallVec;
 
 use super::{Answered, CONNECT_TRIES, Failure, Forward, Log, Request, STALE_TRIES};
+use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
 use crate::worker::local::Answer;
@@ -111,6 +112,11 @@ impl<'w> Tries<'w> {
             Failure::ClientGone => return Next::ClientGone,
             // Another worker was faster.
             Failure::Full => {
+                log.attempts -= 1;
+                return Next::Again(Duration::ZERO);
+            }
+            // No file was left for it. Some are kept for this.
+            Failure::Connect(error) if out_of_files(error) && self.worker.lend_files() => {
                 log.attempts -= 1;
                 return Next::Again(Duration::ZERO);
             }

@@ -16,6 +16,7 @@ use super::attempt::{attempt, speaks_http2};
 use super::respond::{grpc_status, respond, send_failure};
 use super::retries::{Next, Pass, Tries};
 use super::{Answered, Failure, Forward, Log, Request, fault, hedge};
+use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
 use crate::worker::admission::Admitted;
 use crate::worker::capacity::{self, NoPlace, Queued};
@@ -303,8 +304,8 @@ pub fn pick<'w>(
 
 /// Whether a connection could not be opened for want of something on this side: descriptors, memory, local ports.
 fn is_ours(error: &io::Error) -> bool {
-    // EMFILE, ENFILE, ENOMEM, ENOBUFS, EADDRNOTAVAIL.
-    matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105 | 99))
+    // ENOMEM, ENOBUFS, EADDRNOTAVAIL.
+    out_of_files(error) || matches!(error.raw_os_error(), Some(12 | 105 | 99))
 }
 
 /// What a gRPC status says of a server's health, as an HTTP status (Envoy maps them so for outlier detection).
