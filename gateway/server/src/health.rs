@@ -86,9 +86,9 @@ impl Checks {
                 now.entry(address).or_default().push(check);
             }
         }
-        let spread = SPREAD_MAX.min(SPREAD_PER_CHECK * started.len() as u32);
+        let count = started.len();
         for check in started {
-            let delay = random_up_to(spread.min(check.settings.interval));
+            let delay = random_up_to(spread(count, check.settings.interval));
             check.start(Arc::clone(&self.permits), delay);
         }
         for (address, checks) in &*before {
@@ -133,7 +133,11 @@ fn wanted(snapshot: &Snapshot) -> HashMap<SocketAddr, Vec<Wanted>> {
         let Some(settings) = &pool.ir.health else { continue };
         let version = Version::of(settings, pool.ir.protocol);
         for endpoint in &pool.endpoints {
-            let subject = Subject { pool: pool.ir.key.clone(), state: Arc::clone(&endpoint.state) };
+            let subject = Subject {
+                pool: pool.ir.key.clone(),
+                state: Arc::clone(&endpoint.state),
+                ends_ejections: pool.ir.outlier.is_some(),
+            };
             let list = wanted.entry(endpoint.address()).or_default();
             match list.iter_mut().find(|want| want.is_for(settings, version)) {
                 Some(want) => want.subjects.push(subject),
@@ -166,6 +170,12 @@ impl Verdicts {
         let running = self.0.load();
         running.get(&state.address)?.iter().find_map(|check| check.verdict_on(state))
     }
+}
+
+/// Over how long the first checks of so many are spread.
+fn spread(checks: usize, interval: Duration) -> Duration {
+    let checks = u32::try_from(checks).unwrap_or(u32::MAX);
+    SPREAD_PER_CHECK.saturating_mul(checks).min(SPREAD_MAX).min(interval)
 }
 
 /// Spreads checks that started together. `RandomState` is seeded from the system, which is random enough for that.

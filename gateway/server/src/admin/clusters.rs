@@ -53,9 +53,16 @@ fn host(out: &mut String, cluster: &str, pools: &Pools, pool: &CompiledPool, end
         ("zone", part(locality.map(|l| &l.zone))),
         ("sub_zone", part(locality.map(|l| &l.subzone))),
         ("priority", ir.priority.to_string()),
+        ("success_rate", success_rate(endpoint)),
     ] {
         let _ = writeln!(out, "{cluster}::{address}::{name}::{value}");
     }
+}
+
+/// In percent; -1 where there were too few requests.
+fn success_rate(endpoint: &CompiledEndpoint) -> String {
+    let rate = endpoint.state.record.success_rate();
+    rate.map_or_else(|| "-1".to_owned(), |thousandths| (f64::from(thousandths) / 10.0).to_string())
 }
 
 /// All that are true, as Envoy joins them; an operator's drain is one that a control plane ordered.
@@ -110,6 +117,7 @@ mod tests {
             format!("{first}::zone::"),
             format!("{first}::sub_zone::"),
             format!("{first}::priority::0"),
+            format!("{first}::success_rate::-1"),
             format!("{second}::cx_active::0"),
             format!("{second}::cx_idle::2"),
             format!("{second}::rq_active::0"),
@@ -119,6 +127,7 @@ mod tests {
             format!("{second}::zone::eu-1a"),
             format!("{second}::sub_zone::"),
             format!("{second}::priority::1"),
+            format!("{second}::success_rate::-1"),
         ];
         assert_eq!(text(&pools).lines().collect::<Vec<_>>(), expected);
     }

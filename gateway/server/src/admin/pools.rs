@@ -7,6 +7,7 @@ use std::sync::Arc;
 use fieldgate_core::Snapshot;
 use fieldgate_core::balance::{CompiledEndpoint, CompiledPool, Gauge};
 use fieldgate_core::ir::PoolKey;
+use fieldgate_core::outlier::Reason;
 use serde_json::{Value, json};
 
 use super::{now_ms, report};
@@ -152,7 +153,7 @@ impl Pools {
             "balance": describe::balance(&pool.ir.balance),
             "health_checked": pool.ir.health.is_some(),
             "health_check": pool.ir.health.as_ref().map(|check| describe::health(&check.kind)),
-            "outlier_detection": pool.ir.outlier.is_some(),
+            "outlier_detection": pool.ir.outlier.as_ref().map(|_| ejections(pool)),
             "usable": describe::usable(pool, self.now_ms),
             "limits": self.limits(pool),
             "endpoints": pool.endpoints.iter().map(|e| self.endpoint_json(pool, e)).collect::<Vec<_>>(),
@@ -196,6 +197,7 @@ impl Pools {
             "check_pending": verdict.as_ref().is_some_and(|verdict| verdict.pending),
             "check_failure": verdict.and_then(|verdict| verdict.failure),
             "ejections": state.ejections(),
+            "success_rate": state.record.success_rate().map(|thousandths| f64::from(thousandths) / 1000.0),
             "ejected_for_ms": state.ejected_until_ms().saturating_sub(self.now_ms),
             "weight": ir.weight,
             "priority": ir.priority,
@@ -208,6 +210,17 @@ impl Pools {
             "idle_connections": idle,
         })
     }
+}
+
+/// What outlier detection found, and what it did.
+fn ejections(pool: &CompiledPool) -> Value {
+    let counters = &pool.shared.ejections;
+    let found = Reason::ALL.iter().filter(|reason| counters.detected(**reason) > 0);
+    let reasons = found.map(|reason| {
+        let row = json!({"detected": counters.detected(*reason), "ejected": counters.enforced(*reason)});
+        (reason.as_str().to_owned(), row)
+    });
+    json!({"reasons": reasons.collect::<serde_json::Map<_, _>>(), "refused_by_limit": counters.overflow()})
 }
 
 fn drained(snapshot: &Snapshot) -> BTreeSet<(u32, SocketAddr)> {

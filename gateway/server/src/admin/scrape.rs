@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_core::Snapshot;
-use fieldgate_core::balance::Gauge;
+use fieldgate_core::balance::{CompiledPool, Gauge};
 
 use super::pools::{EndpointHealth, gauges, limit};
 use crate::control::View;
@@ -38,6 +38,7 @@ pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: 
     splits(out, snapshot);
     pools(out, snapshot, now_ms);
     limits(out, snapshot);
+    ejections(out, snapshot);
 }
 
 fn config(out: &mut String, view: &View) {
@@ -168,6 +169,17 @@ fn limits(out: &mut String, snapshot: &Snapshot) {
     });
 }
 
+/// What workers cannot count: an ejection that did not take place. Pools without outlier detection have no series.
+fn ejections(out: &mut String, snapshot: &Snapshot) {
+    let help = "Endpoints that outlier detection did not eject because too many were already.";
+    let mut family = Family::begin(out, "fieldgate_pool_ejections_refused_total", "counter", help);
+    let refused = |pool: &CompiledPool| pool.shared.ejections.overflow();
+    let pools = snapshot.pools().filter(|pool| pool.ir.outlier.is_some() || refused(pool) > 0);
+    for pool in pools.take(MAX_POOLS) {
+        family.sample(&[("pool", &pool.ir.key.to_string())], refused(pool) as f64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::pools::tests::pools;
@@ -196,6 +208,31 @@ mod tests {
             line("drained", 1),
         ];
         check(&out, &expected.each_ref().map(String::as_str));
+    }
+
+    #[test]
+    fn ejections_are_counted_by_reason() {
+        use std::sync::Arc;
+
+        use fieldgate_core::balance::PoolState;
+        use fieldgate_core::ir::Outlier;
+        use fieldgate_core::outlier::Seen;
+
+        let mut out = String::new();
+        ejections(&mut out, &pools(true, |_| {}).snapshot);
+        check(&out, &[]);
+        let detection = Outlier { consecutive_5xx: 1, max_ejection_percent: 0, ..Outlier::default() };
+        let of = pools(true, |pool| pool.outlier = Some(Arc::new(detection)));
+        let pool = of.snapshot.pools().next().unwrap();
+        for endpoint in [0, 1] {
+            pool.report(&mut PoolState::default(), endpoint, Seen::Status(500), 1000, 0);
+        }
+        ejections(&mut out, &of.snapshot);
+        check(&out, &["fieldgate_pool_ejections_refused_total{pool=\"Pool default/vms\"} 1"]);
+        let shown = &of.all()[0]["outlier_detection"];
+        let reason = serde_json::json!({"detected": 2, "ejected": 1});
+        assert_eq!(shown["reasons"]["consecutive_5xx"], reason);
+        assert_eq!(shown["refused_by_limit"], 1);
     }
 
     #[test]

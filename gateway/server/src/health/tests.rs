@@ -217,6 +217,40 @@ async fn an_answer_makes_the_endpoint_degraded_and_the_next_one_ends_that() {
     assert!(!state(&snapshot).is_degraded());
 }
 
+#[tokio::test]
+async fn a_check_that_passes_ends_an_ejection_where_outliers_are_detected() {
+    let (address, mut requests) = endpoint(Arc::new(AtomicU16::new(200))).await;
+    let config = |detected: &str| {
+        let pools = ["detects", "does not"].map(|name| {
+            let object = ObjectKey { kind: "Pool", namespace: "default".into(), name: name.into() };
+            let key = PoolKey { object, port: 0 };
+            let mut pool = Pool::of(key.clone(), Endpoints::Static(vec![Endpoint::new(address)]));
+            pool.health = Some(Arc::new(settings(1, 1)));
+            pool.outlier = (name == detected).then(Arc::default);
+            (key, Arc::new(pool))
+        });
+        Config { pools: pools.into_iter().collect(), ..Config::default() }
+    };
+    let mut checks = Checks::default();
+    let snapshot = Snapshot::compile(None, config("detects"), &Touched::All, 1);
+    checks.reconcile(&snapshot);
+    judged(&mut requests).await;
+    let [one, other] = ["detects", "does not"].map(|name| state_in(&snapshot, name));
+    one.eject(0, 1_000_000);
+    other.eject(0, 1_000_000);
+    judged(&mut requests).await;
+    assert_eq!((one.is_ejected(1), other.is_ejected(1)), (false, true));
+}
+
+#[test]
+fn first_checks_are_spread_by_their_number() {
+    let long = Duration::from_secs(5);
+    assert_eq!(spread(1, long), Duration::from_millis(1), "a new endpoint does not wait");
+    assert_eq!(spread(300, long), Duration::from_millis(300));
+    assert_eq!(spread(100_000, long), Duration::from_secs(2));
+    assert_eq!(spread(100_000, Duration::from_millis(500)), Duration::from_millis(500));
+}
+
 #[test]
 fn checks_that_ask_the_same_are_equal_whatever_the_pool_speaks() {
     let of = |kind: &HealthKind, protocol| {

@@ -18,6 +18,9 @@ use super::{Verdict, random_up_to};
 pub(super) struct Subject {
     pub(super) pool: PoolKey,
     pub(super) state: Arc<EndpointState>,
+    /// The pool has outlier detection: there a check that passes ends an ejection (Envoy:
+    /// `successful_active_health_check_uneject_host`).
+    pub(super) ends_ejections: bool,
 }
 
 /// A check of one address, for all that want the same of it.
@@ -118,8 +121,11 @@ impl Check {
         }
         inner.failure = result.err();
         let reason = inner.failure.as_deref();
-        for Subject { pool, state } in &inner.subjects {
+        for Subject { pool, state, ends_ejections } in &inner.subjects {
             let endpoint = self.address;
+            if *ends_ejections && healthy && reason.is_none() {
+                state.report_success();
+            }
             if state.set_healthy(healthy) {
                 match reason {
                     None => tracing::info!(%pool, %endpoint, "endpoint is healthy again"),
