@@ -74,6 +74,63 @@ fn hint_for(text: &str) -> String {
     HINT.to_owned()
 }
 
+/// A duration as Go and Istio write it: fractions and `us` are allowed, and the millisecond is the smallest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GoDuration(pub StdDuration);
+
+fn parse_go(text: &str) -> Option<StdDuration> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let number = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let unit_end = rest[number..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |i| i + number);
+        let unit = match &rest[number..unit_end] {
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        seconds += rest[..number].parse::<f64>().ok()? * unit;
+        rest = &rest[unit_end..];
+    }
+    // Ten years is beyond anything that is meant.
+    let sane = !text.is_empty() && seconds < 315_360_000.0;
+    sane.then(|| StdDuration::from_millis((seconds * 1000.0).round() as u64))
+}
+
+impl<'de> Deserialize<'de> for GoDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = GoDuration;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a duration such as 500ms, 2.5s or 1m30s")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<GoDuration, E> {
+                let wrong = || {
+                    let message = format!("\"{text}\" is not a duration");
+                    reject(
+                        reason::INVALID_DURATION,
+                        message,
+                        "write a number with a unit: 500ms, 2.5s, 1m30s",
+                    )
+                };
+                parse_go(text).map(GoDuration).ok_or_else(wrong)
+            }
+
+            fn visit_i64<E: Error>(self, n: i64) -> Result<GoDuration, E> {
+                let message = format_args!("the number {n} is not a duration");
+                Err(reject(reason::INVALID_DURATION, message, hint_for(&n.to_string())))
+            }
+        }
+        deserializer.deserialize_any(V)
+    }
+}
+
 impl<'de> Deserialize<'de> for Duration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct V;
@@ -127,6 +184,11 @@ mod tests {
             assert!(parse_gateway_duration(text).is_err(), "{text}");
         }
         assert_eq!(parse("30d", true).unwrap().as_secs(), 30 * 86_400);
+        for (text, millis) in
+            [("1.5s", Some(1500)), ("1h", Some(3_600_000)), ("1m0.5s", Some(60_500)), ("5", None), ("", None)]
+        {
+            assert_eq!(parse_go(text).map(|d| d.as_millis() as u64), millis, "{text}");
+        }
         assert_eq!(hint_for("1.5s"), "there are no fractions: write 1500ms");
     }
 }

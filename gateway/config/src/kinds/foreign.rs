@@ -36,15 +36,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ),
     (
         "networking.istio.io",
-        &[
-            "DestinationRule",
-            "VirtualService",
-            "Gateway",
-            "Sidecar",
-            "EnvoyFilter",
-            "WorkloadGroup",
-            "ProxyConfig",
-        ],
+        &["VirtualService", "Gateway", "Sidecar", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"],
     ),
     ("security.istio.io", &["PeerAuthentication", "RequestAuthentication"]),
     ("discovery.k8s.io", &[]),

@@ -8,7 +8,9 @@
 //!
 //! This module says what a kind looks like and what its schema forbids; what objects mean together is not its matter.
 
+mod backend_traffic;
 pub mod check;
+pub mod destination_rule;
 pub mod duration;
 pub mod fieldgate;
 mod filter;
@@ -26,6 +28,7 @@ pub mod traffic_policy;
 
 use std::fmt;
 
+use gateway_api::experimental::xbackendtrafficpolicies::XBackendTrafficPolicySpec;
 use gateway_api::experimental::{
     gatewayclasses::GatewayClassSpec, gateways::GatewaySpec, grpcroutes::GrpcRouteSpec,
     httproutes::HttpRouteSpec, referencegrants::ReferenceGrantSpec,
@@ -59,6 +62,8 @@ pub enum Kind {
     Pool,
     SplitPolicy,
     TrafficPolicy,
+    DestinationRule,
+    BackendTrafficPolicy,
 }
 
 /// The typed content of an object.
@@ -85,11 +90,13 @@ pub enum Spec {
     Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
+    DestinationRule(Box<destination_rule::DestinationRuleSpec>),
+    BackendTrafficPolicy(Box<XBackendTrafficPolicySpec>),
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 17] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -105,6 +112,8 @@ impl Kind {
         Kind::Pool,
         Kind::SplitPolicy,
         Kind::TrafficPolicy,
+        Kind::DestinationRule,
+        Kind::BackendTrafficPolicy,
     ];
 
     /// As it is written.
@@ -125,6 +134,8 @@ impl Kind {
             Kind::Pool => "Pool",
             Kind::SplitPolicy => "SplitPolicy",
             Kind::TrafficPolicy => "TrafficPolicy",
+            Kind::DestinationRule => "DestinationRule",
+            Kind::BackendTrafficPolicy => "XBackendTrafficPolicy",
         }
     }
 
@@ -141,8 +152,9 @@ impl Kind {
             }
             Kind::Namespace | Kind::Service | Kind::Secret => "",
             Kind::EndpointSlice => "discovery.k8s.io",
-            Kind::ServiceEntry | Kind::WorkloadEntry => "networking.istio.io",
+            Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
             Kind::AuthorizationPolicy => "security.istio.io",
+            Kind::BackendTrafficPolicy => "gateway.networking.x-k8s.io",
             Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy => "fieldgate.dev",
         }
     }
@@ -152,9 +164,13 @@ impl Kind {
         match self {
             Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::ReferenceGrant => &["v1", "v1beta1"],
             Kind::GrpcRoute | Kind::Namespace | Kind::Service | Kind::Secret | Kind::EndpointSlice => &["v1"],
-            Kind::ServiceEntry | Kind::WorkloadEntry => &["v1", "v1beta1", "v1alpha3"],
+            Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => {
+                &["v1", "v1beta1", "v1alpha3"]
+            }
             Kind::AuthorizationPolicy => &["v1", "v1beta1"],
-            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy => &["v1alpha1"],
+            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
+                &["v1alpha1"]
+            }
         }
     }
 
@@ -258,6 +274,15 @@ fn read_spec(
         }
         Kind::Pool => Spec::Pool(checked(root, reader, checks, pool_check::check_pool)?),
         Kind::SplitPolicy => Spec::SplitPolicy(checked(root, reader, checks, fieldgate::check_split_policy)?),
+        Kind::DestinationRule => {
+            Spec::DestinationRule(checked(root, reader, checks, destination_rule::check_destination_rule)?)
+        }
+        Kind::BackendTrafficPolicy => Spec::BackendTrafficPolicy(checked(
+            root,
+            reader,
+            checks,
+            backend_traffic::check_backend_traffic_policy,
+        )?),
         Kind::TrafficPolicy => {
             Spec::TrafficPolicy(checked(root, reader, checks, traffic_policy::check_traffic_policy)?)
         }

@@ -118,6 +118,8 @@ pub struct PoolHostname {
     pub name: String,
     /// The ServiceEntry's port.
     pub port: u16,
+    /// Only the endpoints of this subset of the host's DestinationRule.
+    pub subset: Option<String>,
 }
 
 /// Other endpoints for when a pool's own fail.

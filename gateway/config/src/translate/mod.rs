@@ -7,9 +7,12 @@
 //! holds it to that. There is no IO here, and nothing decides about a request.
 
 mod attached;
+mod backend_traffic;
 mod backends;
+mod destination_rules;
 mod filters;
 mod gateways;
+mod localities;
 mod matches;
 mod policies;
 mod pool;
@@ -120,8 +123,8 @@ impl Translator {
         if gateways {
             all_routes |= self.redo_gateways();
         }
-        // Secrets: the authorities of health checks.
-        if dirt.grpc_targets || dirt.any(pools::SOURCES) || dirt.any(&[Kind::ReferenceGrant, Kind::Secret]) {
+        let pools = dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS);
+        if pools || dirt.grpc_targets || dirt.any(&[Kind::ReferenceGrant]) {
             all_routes |= self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
         }
         if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {

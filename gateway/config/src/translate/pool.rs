@@ -11,7 +11,9 @@ use fieldgate_core::ir::{
 };
 
 use super::backends::{BackendRef, Reference, granted, pool_key};
+use super::destination_rules::DestinationRules;
 use super::pools::{Hosts, REFRESH, by_name, dns_name, identity, key, unresolved};
+use super::service_entries::with_labels;
 use super::{Notes, Objects, pool_traffic};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
@@ -23,6 +25,7 @@ use crate::kinds::{Kind, Spec};
 pub(crate) struct Around<'a> {
     pub objects: &'a Objects,
     pub hosts: &'a Hosts,
+    pub rules: &'a DestinationRules<'a>,
     /// Where the gateway stands.
     pub own: Option<&'a Locality>,
 }
@@ -118,7 +121,7 @@ impl Around<'_> {
         } else {
             match self.stands_for(object, spec, made) {
                 // What is behind it knows better than defaults.
-                Ok(found) => Pool { key, ..found.clone() },
+                Ok(found) => Pool { key, ..found },
                 Err(refusal) => {
                     note.condition("Accepted", false, refusal.reason, refusal.message.clone());
                     refusal.note(object, note);
@@ -147,12 +150,12 @@ impl Around<'_> {
     }
 
     /// The pool of the Service or host that a Pool is made of.
-    fn stands_for<'p>(
+    fn stands_for(
         &self,
         object: &Object,
         spec: &PoolSpec,
-        made: &'p BTreeMap<PoolKey, Pool>,
-    ) -> Result<&'p Pool, Refusal> {
+        made: &BTreeMap<PoolKey, Pool>,
+    ) -> Result<Pool, Refusal> {
         let refer = |place: &str, kind, namespace, name, port: u16| {
             let r =
                 BackendRef { group: None, kind: Some(kind), namespace, name, port: Some(i32::from(port)) };
@@ -162,9 +165,12 @@ impl Around<'_> {
         match (&spec.service, &spec.hostname) {
             (Some(service), _) => {
                 let namespace = service.namespace.as_deref();
-                refer("spec.service", "Service", namespace, &service.name, service.port)
+                refer("spec.service", "Service", namespace, &service.name, service.port).cloned()
             }
-            (None, Some(host)) => refer("spec.hostname", "Hostname", None, &host.name, host.port),
+            (None, Some(host)) => {
+                let found = refer("spec.hostname", "Hostname", None, &host.name, host.port)?;
+                host.subset.as_ref().map_or_else(|| Ok(found.clone()), |subset| self.subset(found, subset))
+            }
             (None, None) => Err(Refusal {
                 reason: "InvalidValue",
                 field: "spec".to_owned(),
@@ -172,6 +178,33 @@ impl Around<'_> {
                 hint: None,
             }),
         }
+    }
+
+    /// The part of a host's pool that is a subset of its DestinationRule.
+    fn subset(&self, found: &Pool, name: &str) -> Result<Pool, Refusal> {
+        let refuse = |message, hint| {
+            let field = "spec.hostname.subset".to_owned();
+            Err(Refusal { reason: "BackendNotFound", field, message, hint })
+        };
+        let host = &found.service.host;
+        let Some(rule) = self.rules.find(host, &found.key.object.namespace) else {
+            let hint = Some("subsets are defined by a DestinationRule for the host".to_owned());
+            return refuse(format!("there is no DestinationRule for {host}"), hint);
+        };
+        let Some(subset) = rule.subsets().iter().find(|s| s.name == name) else {
+            let hint = did_you_mean_hint(name, rule.subsets().iter().map(|s| s.name.as_str()));
+            return refuse(format!("{} has no subset \"{name}\"", rule.name()), hint);
+        };
+        let Some(endpoints) = with_labels(self.objects, &found.key, &subset.labels) else {
+            return refuse(format!("{} has no endpoints whose labels are known", found.key), None);
+        };
+        let mut pool = Pool {
+            protocol: found.protocol,
+            service: found.service.clone(),
+            ..Pool::of(found.key.clone(), endpoints)
+        };
+        rule.apply_to_subset(subset, &mut pool, found.key.port, self.own);
+        Ok(pool)
     }
 
     /// Own endpoints and, as the next priorities, those of the fallback.

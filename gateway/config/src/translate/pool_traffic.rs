@@ -20,9 +20,9 @@ use crate::kinds::pool_traffic::{
 pub(crate) type Warn<'w> = dyn FnMut(&str, &str, &str) + 'w;
 
 /// Envoy's and ours, where the IR has no defaults of its own.
-const RING_MIN: u32 = 1024;
-const RING_MAX: u32 = 8 * 1024 * 1024;
-const TABLE: u32 = 65_537;
+pub(crate) const RING_MIN: u32 = 1024;
+pub(crate) const RING_MAX: u32 = 8 * 1024 * 1024;
+pub(crate) const TABLE: u32 = 65_537;
 const DECAY: Duration = Duration::from_secs(10);
 
 /// Puts on a pool what is written; what is not written stays as the pool has it.

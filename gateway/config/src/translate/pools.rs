@@ -18,9 +18,12 @@ use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::backend_traffic::Budgets;
 use super::backends::{BackendRef, pool_key};
+use super::destination_rules::DestinationRules;
 use super::service_entries::{service_entry, warn_of_ignored_in_workload};
-use super::{NotesOf, Objects, pool};
+use super::{NotesOf, Objects, localities, pool};
+use crate::diagnostic::Diagnostic;
 use crate::document::Object;
 use crate::kinds::pool::PoolProtocol;
 use crate::kinds::{Kind, Spec};
@@ -32,6 +35,9 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The kinds that pools are made of.
 pub(crate) const SOURCES: &[Kind] =
     &[Kind::Service, Kind::EndpointSlice, Kind::ServiceEntry, Kind::WorkloadEntry, Kind::Pool];
+
+/// The kinds that say how pools are used. Routes do not look at them.
+pub(crate) const SETTINGS: &[Kind] = &[Kind::DestinationRule, Kind::BackendTrafficPolicy, Kind::Secret];
 
 /// What is remembered from one translation of pools to the next.
 #[derive(Debug, Default)]
@@ -120,18 +126,32 @@ impl Pools {
 
     pub fn translate(&self, objects: &Objects, notes: &mut NotesOf) -> BTreeMap<PoolKey, Pool> {
         let mut pools = BTreeMap::new();
+        let own = self.own.as_ref();
+        let rules = DestinationRules::of(objects, own, notes);
+        let budgets = Budgets::of(objects, notes);
         let slices = Slices::of(objects);
         for object in objects.of(Kind::Service) {
             let Spec::Service(spec) = &object.spec else { continue };
             let tcp = |p: &&ServicePort| p.protocol.as_deref().is_none_or(|p| p == "TCP");
+            let nearby = prefers_own_zone(object, spec);
+            if nearby && own.is_none() {
+                notes.entry(object.key()).or_default().diagnostics.push(unknown_place(object, spec));
+            }
             for port in spec.ports.iter().flatten().filter(tcp) {
-                self.insert(&mut pools, service_pool(object, spec, port, &slices), stated(port));
+                let mut pool = service_pool(object, spec, port, &slices);
+                if let Some(own) = own.filter(|_| nearby) {
+                    localities::prefer_own_zone(own, &mut pool.endpoints);
+                }
+                budgets.apply(object, &mut pool);
+                rules.apply(&mut pool, own);
+                self.insert(&mut pools, pool, stated(port));
             }
         }
         for object in objects.by_age(Kind::ServiceEntry) {
             let Spec::ServiceEntry(spec) = &object.spec else { continue };
             let note = notes.entry(object.key()).or_default();
-            for (pool, stated) in service_entry(object, spec, objects, &pools, note) {
+            for (mut pool, stated) in service_entry(object, spec, objects, &pools, note) {
+                rules.apply(&mut pool, own);
                 self.insert(&mut pools, pool, stated);
             }
         }
@@ -139,8 +159,9 @@ impl Pools {
             let Spec::WorkloadEntry(spec) = &object.spec else { continue };
             warn_of_ignored_in_workload(object, spec, "spec", notes.entry(object.key()).or_default());
         }
+        rules.note_lost(pools.values(), notes);
         // Last, because a Pool may stand for a Service or have one to fall back to.
-        let around = pool::Around { objects, hosts: &self.hosts, own: self.own.as_ref() };
+        let around = pool::Around { objects, hosts: &self.hosts, rules: &rules, own };
         for object in pool::in_order(objects) {
             let Spec::Pool(spec) = &object.spec else { continue };
             let note = notes.entry(object.key()).or_default();
@@ -309,6 +330,25 @@ pub(crate) fn dns_name(host: &str, refresh: Duration, endpoint: Endpoint) -> Dns
 /// Stands for the addresses of a name.
 pub(crate) fn unresolved(port: u16) -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], port))
+}
+
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
+
+/// Whether a Service asks for endpoints nearby.
+fn prefers_own_zone(object: &Object, spec: &ServiceSpec) -> bool {
+    match spec.traffic_distribution.as_deref() {
+        Some(how) => matches!(how, "PreferClose" | "PreferSameZone" | "PreferSameNode"),
+        None => object.annotations.get(TOPOLOGY_MODE).is_some_and(|mode| mode.eq_ignore_ascii_case("auto")),
+    }
+}
+
+fn unknown_place(object: &Object, spec: &ServiceSpec) -> Diagnostic {
+    let field = match spec.traffic_distribution {
+        Some(_) => "spec.trafficDistribution",
+        None => "metadata.annotations",
+    };
+    let message = "the gateway does not know where it stands: endpoints nearby are not preferred";
+    object.warning("UnsupportedValue", field, message).hint("start it with --locality region/zone")
 }
 
 /// Istio's convention: the protocol is what stands before the first dash of the port's name.

@@ -101,6 +101,26 @@ fn endpoints(
     }
 }
 
+/// Of a host and port's endpoints those that bear all of these labels.
+pub(crate) fn with_labels(
+    objects: &Objects,
+    wanted: &PoolKey,
+    labels: &BTreeMap<String, String>,
+) -> Option<Endpoints> {
+    let namespace = &wanted.object.namespace;
+    objects.by_age(Kind::ServiceEntry).into_iter().filter(|o| o.namespace == *namespace).find_map(|o| {
+        let Spec::ServiceEntry(spec) = &o.spec else { return None };
+        let host = spec.hosts.iter().find(|h| **h == *wanted.object.name)?;
+        let port = spec.ports.iter().find(|p| p.number == u32::from(wanted.port))?;
+        let mut workloads = workloads(o, spec, objects);
+        workloads.retain(|w| labels.iter().all(|(k, v)| w.label(k) == Some(v)));
+        if workloads.is_empty() {
+            return Some(Endpoints::Static(Vec::new()));
+        }
+        Some(endpoints(spec, host, &workloads, port))
+    })
+}
+
 /// Fields whose author expects something that does not happen.
 fn warn_of_ignored(object: &Object, spec: &ServiceEntrySpec, note: &mut Notes) {
     let mut warn = |ignored: bool, field: &str, message: &str, hint: &str| {

@@ -89,9 +89,10 @@ fn rejected(out: &mut String, view: &View) {
 
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
-    const READ: [&str; 15] = [
+    const READ: [&str; 17] = [
         "AuthorizationPolicy",
         "ConfigMap",
+        "DestinationRule",
         "EndpointSlice",
         "GRPCRoute",
         "Gateway",
@@ -105,6 +106,7 @@ fn known_kind(kind: &str) -> &'static str {
         "SplitPolicy",
         "TrafficPolicy",
         "WorkloadEntry",
+        "XBackendTrafficPolicy",
     ];
     READ.iter().find(|known| **known == kind).copied().unwrap_or("unknown")
 }

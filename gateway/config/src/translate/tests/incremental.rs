@@ -30,6 +30,7 @@ fn versions() -> Vec<Vec<String>> {
             &format!("targetRef: {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: a{spec}"),
         )
     };
+    let rule = |spec: &str| object("networking.istio.io/v1", "DestinationRule", "d", spec);
     let traffic = |spec: &str| {
         let target = "targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: a";
         object("fieldgate.dev/v1alpha1", "TrafficPolicy", "t", &format!("{target}{spec}"))
@@ -112,7 +113,7 @@ fn versions() -> Vec<Vec<String>> {
                 "fieldgate.dev/v1alpha1",
                 "Pool",
                 "p",
-                "hostname: {name: old.example, port: 80}, fallback: [{name: s, port: 80}], healthCheck: {tcp: {}, tls: {caCertificateRefs: [{name: tls}]}}",
+                "hostname: {name: old.example, port: 80, subset: v}, fallback: [{name: s, port: 80}], healthCheck: {tcp: {}, tls: {caCertificateRefs: [{name: tls}]}}",
             ),
         ],
         vec![
@@ -151,6 +152,19 @@ fn versions() -> Vec<Vec<String>> {
             traffic("}, retry: {attempts: 3}"),
             traffic(", sectionName: x}, timeouts: {idle: 1s}, fault: {abort: {status: 503}}"),
         ],
+        vec![
+            rule("host: s, trafficPolicy: {connectionPool: {tcp: {maxConnections: 9}}}"),
+            rule(
+                "host: old.example, trafficPolicy: {outlierDetection: {}}, subsets: [{name: v, labels: {app: f}}]",
+            ),
+            rule("host: lost"),
+        ],
+        vec![object(
+            "gateway.networking.x-k8s.io/v1alpha1",
+            "XBackendTrafficPolicy",
+            "x",
+            "targetRefs: [{group: '', kind: Service, name: s}], retryConstraint: {budget: {percent: 7}}",
+        )],
         vec![gateway(WEB).replace("name: edge", "name: edgy, creationTimestamp: '2020-01-01T00:00:00Z'")],
     ]
 }
@@ -169,7 +183,7 @@ proptest! {
     #[test]
     fn any_way_to_a_state_gives_that_state(
         steps in proptest::collection::vec(
-            proptest::collection::vec((0usize..18, proptest::option::weighted(0.8, 0usize..5)), 1..6),
+            proptest::collection::vec((0usize..20, proptest::option::weighted(0.8, 0usize..5)), 1..6),
             1..16,
         )
     ) {

@@ -1,6 +1,7 @@
 //! Tests of the translation as a whole: from texts to IR, diagnostics and statuses.
 
 mod backends;
+mod destination_rules;
 mod gateways;
 mod incremental;
 mod policies;
