@@ -170,6 +170,11 @@ pub(super) struct EchoReport {
 
 /// The answer that a path stands for. What went to `/upload` is listed by `/received`. Asking for `/healthz/fail` and `/healthz/ok` sets what `/healthz` says.
 pub(super) fn answer(path: &str, state: &State) -> Answer {
+    if !super::is_exempt(path)
+        && let Some(fault) = state.faults.answer()
+    {
+        return fault;
+    }
     let path = match &state.always {
         Some(always) if !matches!(path, "/stats" | "/received") => always,
         _ => path,

@@ -147,7 +147,7 @@ impl Connection<'_> {
                 expects_continue = true;
             }
         }
-        let is_root = parsed.path == Some("/") && self.state.always.is_none();
+        let is_root = parsed.path == Some("/") && self.state.always.is_none() && self.state.is_plain;
         let next = if is_root && parsed.method == Some("GET") && body == Body::Done && keep_alive {
             Next::Root
         } else {
@@ -166,7 +166,9 @@ impl Connection<'_> {
     }
 
     async fn respond(&mut self, request: Box<Request>) -> io::Result<After> {
-        let answer = answer(&request.target, self.state);
+        let state = self.state;
+        let _place = state.work(&request.target).await;
+        let answer = answer(&request.target, state);
         match answer {
             Answer::Early => return self.early(&request).await,
             Answer::Duplex => return self.duplex(&request).await,

@@ -79,7 +79,9 @@ impl Exchange<'_> {
     async fn run(mut self, request: Request<RecvStream>) -> Result<(), h2::Error> {
         let (head, mut body) = request.into_parts();
         let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-        let answer = answer(path, self.state);
+        let state = self.state;
+        let _place = state.work(path).await;
+        let answer = answer(path, state);
         match answer {
             Answer::Early => {
                 self.whole(&Whole::text(StatusCode::PAYLOAD_TOO_LARGE, "too large\n"))?;

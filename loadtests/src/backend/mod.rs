@@ -4,6 +4,7 @@
 //! It is a test instrument. It is not hardened and must never face a network.
 
 mod answer;
+mod faults;
 mod h1;
 mod h2;
 mod rewound;
@@ -12,6 +13,7 @@ mod websocket;
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -22,8 +24,9 @@ use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::{LocalSet, spawn_local};
+use tokio::time::sleep;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const BACKLOG: i32 = 4096;
@@ -56,13 +59,34 @@ pub struct Options {
     /// The path that every request is answered for, whatever it asks, apart from `/stats` and `/received`.
     #[arg(long, value_name = "PATH")]
     pub always: Option<String>,
+    /// A Unix socket to take faults at: a line each of `delay MS`, `cold MS`, `resets PER_MILLE`, `status CODE`,
+    /// `truncate`, `refuse` (no listening socket) and `heal`.
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// Work on so many requests at once; others wait in the order that they came in.
+    #[arg(long, value_name = "REQUESTS")]
+    pub capacity: Option<usize>,
+    /// Milliseconds of work in each request.
+    #[arg(long, value_name = "MS", default_value_t = 0)]
+    pub service: u64,
 }
 
 impl Options {
     /// A backend at this address that closes nothing by itself.
     pub fn at(listen: SocketAddr, name: &str) -> Self {
         let name = name.to_owned();
-        Self { listen, name, mode: Mode::Auto, threads: 1, close_after: None, close_idle: None, always: None }
+        Self {
+            listen,
+            name,
+            mode: Mode::Auto,
+            threads: 1,
+            close_after: None,
+            close_idle: None,
+            always: None,
+            control: None,
+            capacity: None,
+            service: 0,
+        }
     }
 }
 
@@ -83,12 +107,15 @@ pub fn serve(options: &Options) -> io::Result<()> {
     // All sockets are bound before any thread accepts, so that a port in use fails the start.
     let sockets =
         (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
-    let mode = options.mode;
+    if let Some(path) = &options.control {
+        faults::listen(path, Arc::clone(&state))?;
+    }
+    let (mode, address) = (options.mode, options.listen);
     let threads: Vec<_> = sockets
         .into_iter()
         .map(|socket| {
             let state = Arc::clone(&state);
-            std::thread::spawn(move || block_on(accept(socket, mode, state)))
+            std::thread::spawn(move || block_on(accept(socket, address, mode, state)))
         })
         .collect();
     for thread in threads {
@@ -122,6 +149,12 @@ struct State {
     close_after: u64,
     close_idle: Duration,
     always: Option<String>,
+    faults: faults::Faults,
+    /// Places at work, if they are counted.
+    places: Option<Semaphore>,
+    service: Duration,
+    /// Whether nothing but the path decides on an answer, so that the hot path may be taken.
+    is_plain: bool,
     /// Requests whose bodies were summed up, the latest last.
     received: Mutex<VecDeque<answer::Receipt>>,
     /// The whole HTTP/1.1 answer to `/`, so that the hot path is one copy.
@@ -138,6 +171,10 @@ impl State {
             close_after: options.close_after.unwrap_or(u64::MAX),
             close_idle: options.close_idle.map_or(NEVER, Duration::from_millis),
             always: options.always.clone(),
+            faults: faults::Faults::default(),
+            places: options.capacity.map(Semaphore::new),
+            service: Duration::from_millis(options.service),
+            is_plain: options.control.is_none() && options.capacity.is_none() && options.service == 0,
             received: Mutex::default(),
             root_h1: h1::root_answer(&options.name),
         }
@@ -151,11 +188,32 @@ impl State {
         received.push_back(receipt);
     }
 
+    /// What happens before a request is answered: its turn, its work, its delay. The permit is held until the end.
+    async fn work(&self, path: &str) -> Option<SemaphorePermit<'_>> {
+        if self.is_plain || is_exempt(path) {
+            return None;
+        }
+        let place = match &self.places {
+            Some(places) => places.acquire().await.ok(),
+            None => None,
+        };
+        let pause = self.service + self.faults.delay();
+        if !pause.is_zero() {
+            sleep(pause).await;
+        }
+        place
+    }
+
     /// Ends when `/resume` is asked for.
     async fn resumed(&self) {
         // The sender lives as long as the state.
         let _ = self.resumed.subscribe().changed().await;
     }
+}
+
+/// Whether a path tells of the backend itself, and so meets neither faults nor a queue.
+fn is_exempt(path: &str) -> bool {
+    path == "/stats" || path.starts_with("/healthz")
 }
 
 fn count(counter: &AtomicU64, by: usize) {
@@ -177,11 +235,28 @@ fn block_on<T>(future: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     LocalSet::new().block_on(&runtime, future)
 }
 
-async fn accept(socket: std::net::TcpListener, mode: Mode, state: Arc<State>) -> io::Result<()> {
-    let listener = TcpListener::from_std(socket)?;
+async fn accept(
+    socket: std::net::TcpListener,
+    address: SocketAddr,
+    mode: Mode,
+    state: Arc<State>,
+) -> io::Result<()> {
+    let mut listener = TcpListener::from_std(socket)?;
+    let mut listens = state.faults.listens();
     loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => Some(accepted),
+            _ = listens.wait_for(|listens| !listens) => None,
+        };
+        let Some(accepted) = accepted else {
+            drop(listener);
+            // The sender lives as long as the state.
+            let _ = listens.wait_for(|listens| *listens).await;
+            listener = TcpListener::from_std(bind(address)?)?;
+            continue;
+        };
         // A connection that died in the queue is its client's affair, not a reason to stop.
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = accepted else { continue };
         count(&state.counters.connections, 1);
         let open = state.counters.open.fetch_add(1, Ordering::Relaxed) + 1;
         state.counters.most_open.fetch_max(open, Ordering::Relaxed);

@@ -80,6 +80,8 @@ pub(super) struct Answer {
     /// Seconds.
     pub(super) retry_after: Option<u64>,
     pub(super) error: &'static str,
+    /// `grpc-status`, wherever it stood.
+    pub(super) grpc_status: Option<u16>,
     /// The server said that this connection ends with this answer.
     pub(super) close: bool,
 }

@@ -75,11 +75,17 @@ async fn receive(response: h2::client::ResponseFuture, answer: &mut Answer) -> R
     answer.backend = head.headers.get("x-backend").map(text).unwrap_or_default();
     answer.set_cookies = head.headers.get_all("set-cookie").iter().map(text).collect();
     answer.retry_after = head.headers.get("retry-after").map(text).and_then(|text| text.parse().ok());
+    answer.grpc_status = grpc_status(&head.headers);
     while let Some(piece) = body.data().await {
         body.flow_control().release_capacity(piece?.len())?;
     }
-    body.trailers().await?;
+    let trailers = body.trailers().await?;
+    answer.grpc_status = trailers.as_ref().and_then(grpc_status).or(answer.grpc_status);
     Ok(())
+}
+
+fn grpc_status(headers: &http::HeaderMap) -> Option<u16> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 fn ended(error: &h2::Error) -> Ended {

@@ -10,6 +10,7 @@ mod h2;
 mod histogram;
 pub mod paced;
 pub(crate) mod reader;
+pub mod recorded;
 mod tally;
 mod worker;
 

@@ -53,6 +53,9 @@ pub struct PacedReport {
     pub answered: u64,
     /// Requests that got another answer, or none because their connection ended.
     pub failed: u64,
+    /// Those of them that were refused for want of capacity, by 503 or 429.
+    #[serde(default)]
+    pub refused: u64,
     /// Requests without an answer when the time was up.
     pub unanswered: u64,
     /// Seconds from the first moment to the last answer.
@@ -124,6 +127,7 @@ struct Run<'a> {
     late: Vec<u32>,
     answered: u64,
     failed: u64,
+    refused: u64,
     last_answer: Instant,
 }
 
@@ -135,7 +139,9 @@ struct Connection {
     sent: usize,
     /// Bytes of the answer's body that are to come; nothing before its head is complete.
     body_left: Option<u64>,
-    succeeded: bool,
+    status: u16,
+    /// The answer says that the connection ends with it.
+    closes: bool,
     /// When the request under way was due.
     due: Option<Instant>,
 }
@@ -165,6 +171,7 @@ impl<'a> Run<'a> {
             late: Vec::new(),
             answered: 0,
             failed: 0,
+            refused: 0,
             last_answer: started,
         })
     }
@@ -240,16 +247,16 @@ impl<'a> Run<'a> {
         match (connection.due, received) {
             // An answer that came in full counts, whatever became of the rest of the request.
             (Some(due), Ok(true)) => {
-                let succeeded = connection.succeeded;
-                if sent.is_err() || connection.sent < self.request.len() {
+                let status = connection.status;
+                if sent.is_err() || connection.closes || connection.sent < self.request.len() {
                     self.reopen(number)?;
                 }
-                self.finish(number, due, succeeded)
+                self.finish(number, due, status)
             }
             (Some(_), Ok(false)) if sent.is_ok() => Ok(()),
             (Some(due), _) => {
                 self.reopen(number)?;
-                self.finish(number, due, false)
+                self.finish(number, due, 0)
             }
             (None, Ok(_)) => Ok(()),
             // A server may end a connection that rests.
@@ -257,8 +264,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn finish(&mut self, number: usize, due: Instant, succeeded: bool) -> io::Result<()> {
-        if succeeded {
+    fn finish(&mut self, number: usize, due: Instant, status: u16) -> io::Result<()> {
+        if (200..300).contains(&status) {
             self.answered += 1;
             self.last_answer = Instant::now();
             if self.counts(due) {
@@ -266,6 +273,7 @@ impl<'a> Run<'a> {
             }
         } else {
             self.failed += 1;
+            self.refused += u64::from(matches!(status, 429 | 503));
         }
         match self.waiting.pop_front() {
             Some(due) => self.begin(number, due),
@@ -292,6 +300,7 @@ impl<'a> Run<'a> {
             requests: self.latency.len() as u64,
             answered: self.answered,
             failed: self.failed,
+            refused: self.refused,
             unanswered: unanswered as u64,
             seconds: (self.last_answer - self.started).as_secs_f64(),
             latency: Percentiles::of(&mut self.latency),
@@ -308,7 +317,7 @@ impl Connection {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(epoll, &stream, EventData::new_u64(number as u64), flags)?;
         let input = vec![0; BUFFER].into_boxed_slice().try_into().expect("it is as long as it is made");
-        Ok(Self { stream, input, filled: 0, sent: 0, body_left: None, succeeded: false, due: None })
+        Ok(Self { stream, input, filled: 0, sent: 0, body_left: None, status: 0, closes: false, due: None })
     }
 
     fn begin(&mut self, due: Instant) {
@@ -368,7 +377,8 @@ impl Connection {
                 match head.parse(&self.input[..self.filled]).map_err(io::Error::other)? {
                     httparse::Status::Partial => return Ok(false),
                     httparse::Status::Complete(length) => {
-                        self.succeeded = head.code.is_some_and(|code| (200..300).contains(&code));
+                        self.status = head.code.unwrap_or_default();
+                        self.closes = closes(&head);
                         (content_length(&head)?, self.filled - length)
                     }
                 }
@@ -412,6 +422,12 @@ impl Arrivals {
         let pause = Duration::from_secs_f64(-(1.0 - fraction).ln() / self.rate);
         self.next = self.next.map(|due| due + pause).filter(|due| *due < self.end);
     }
+}
+
+fn closes(head: &httparse::Response<'_, '_>) -> bool {
+    head.headers.iter().any(|header| {
+        header.name.eq_ignore_ascii_case("connection") && header.value.eq_ignore_ascii_case(b"close")
+    })
 }
 
 fn content_length(head: &httparse::Response<'_, '_>) -> io::Result<u64> {
@@ -523,6 +539,7 @@ mod tests {
         };
         let report = paced.run().unwrap();
         assert_eq!((report.requests, report.unanswered), (0, 0), "{report:?}");
+        assert_eq!(report.refused, 1, "{report:?}");
         assert!(report.failed > 2, "{report:?}");
     }
 }

@@ -47,6 +47,19 @@ pub fn get_json(address: SocketAddr, path: &str) -> Result<Value, String> {
     serde_json::from_slice(&response.body).map_err(|error| format!("GET http://{address}{path}: {error}"))
 }
 
+/// `POST` without a body, answered by JSON.
+pub fn post_json(address: SocketAddr, path: &str) -> Result<Value, String> {
+    let request =
+        format!("POST {path} HTTP/1.1\r\nhost: {address}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let failed = |error: String| format!("POST http://{address}{path}: {error}");
+    let response = exchange(address, request.as_bytes()).map_err(failed)?;
+    let text = String::from_utf8_lossy(&response.body);
+    if response.status != 200 {
+        return Err(failed(format!("status {}: {text}", response.status)));
+    }
+    serde_json::from_str(&text).map_err(|error| failed(error.to_string()))
+}
+
 /// Connects with a bound on every read and write.
 pub fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
