@@ -3,8 +3,8 @@
 
 mod cases;
 mod fairness;
-mod find;
-mod load;
+pub mod find;
+pub mod load;
 mod measure;
 mod peers;
 mod plots;

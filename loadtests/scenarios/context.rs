@@ -39,6 +39,8 @@ pub struct Context {
     pub peers: Vec<String>,
     /// Whether somebody named them, so that each has to be there.
     pub peers_named: bool,
+    /// Whether the proxy itself is to be overloaded.
+    pub gateway_itself: bool,
     /// Cases of a bench; all if empty.
     pub cases: Vec<String>,
     keep: bool,
@@ -89,6 +91,7 @@ impl Context {
             connections: arguments.connections.clone(),
             peers: arguments.peers.clone().unwrap_or_else(bench::peer_names),
             peers_named: arguments.peers.is_some(),
+            gateway_itself: arguments.gateway_itself,
             cases: arguments.cases.clone(),
             keep: arguments.keep,
         })

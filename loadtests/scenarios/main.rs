@@ -21,6 +21,7 @@ mod memory;
 mod mirror;
 mod raw;
 mod reloads;
+mod resilience;
 mod resumption;
 mod routes;
 mod scale;
@@ -115,6 +116,24 @@ const SCENARIOS: &[Scenario] = &[
         "a pool's limit of connections holds, and requests wait for it",
         connections::run,
     ),
+    scenario(
+        "chaos",
+        "backends that break in all ways cost no request that can be saved; beside Envoy and HAProxy",
+        resilience::chaos::run,
+    ),
+    scenario(
+        "drain-endpoint",
+        "an endpoint drained by the API loses no request, and gets none after",
+        resilience::drain::run,
+    ),
+    Scenario {
+        ci: false,
+        ..scenario(
+            "overload",
+            "three times what a pool or the proxy can carry: goodput, latency, memory",
+            resilience::overload::run,
+        )
+    },
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("attacks", "attacks end, or are bounded, and other clients hardly notice", attacks::run),
     scenario(
@@ -124,7 +143,7 @@ const SCENARIOS: &[Scenario] = &[
     ),
     scenario("limits", "limits of connections and memory hold, and room is made", attacks::limits),
     scenario(
-        "overload",
+        "gateway-overload",
         "more clients than the gateway can carry: as many are served, in good time",
         attacks::overload,
     ),
@@ -167,7 +186,7 @@ struct Arguments {
     /// Write the benches' figures here as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Write the tables of `bench` here as Markdown.
+    /// Write the tables of `bench`, `chaos` or `overload` here as Markdown; those of the latter two between their markers.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
     /// Write bar charts of `bench` into this directory as SVG.
@@ -191,7 +210,10 @@ struct Arguments {
     /// Peers of a bench beside the gateway: haproxy, nginx, envoy, caddy, pingora. By default all that are here.
     #[arg(long, value_delimiter = ',')]
     peers: Option<Vec<String>>,
-    /// Cases of `bench`, `idle` or `attacks`; all by default.
+    /// `overload` asks for more than the proxy itself can carry, in place of its pool.
+    #[arg(long)]
+    gateway_itself: bool,
+    /// Cases of `bench`, `idle` or `attacks`, faults of `chaos`; all by default.
     #[arg(long, value_delimiter = ',')]
     cases: Vec<String>,
 }

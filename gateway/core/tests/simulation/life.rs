@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use fieldgate_core::balance::{CompiledPool, PoolState};
+use fieldgate_core::balance::{CompiledEndpoint, CompiledPool, PoolState};
 use rustc_hash::FxHashMap;
 
 use crate::ledger::Stretch;
@@ -288,7 +288,9 @@ impl Life {
                 self.check(checked);
             }
             _ => {
-                let to = some.filter(|_| self.world.chance(80)).map_or(address(slot, n), |e| e.address());
+                let to = some
+                    .filter(|_| self.world.chance(80))
+                    .map_or(address(slot, n), CompiledEndpoint::address);
                 let server = self.servers.get_mut(&to).expect("all have servers");
                 server.change(&mut self.world);
                 let mode = server.mode;
