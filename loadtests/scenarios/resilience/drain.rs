@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fieldgate_loadtests::load::Plan;
-use fieldgate_loadtests::rig::{Backend, config, http, wait};
+use fieldgate_loadtests::rig::{Backend, GatewayOptions, config, http, wait};
 use serde_json::Value;
 
 use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless};
@@ -22,7 +22,8 @@ pub fn run(context: &Context) -> Outcome {
     let endpoints: Vec<_> = backends.iter().map(|backend| backend.address).collect();
     stage.config.write("pool", &config::pool("shop", &endpoints, "http1"))?;
     stage.config.write("route", &config::route("shop", &[("shop", 1)]))?;
-    let gateway = stage.gateway(&context.options())?;
+    let options = GatewayOptions { flags: vec!["--api-write".to_owned()], ..context.options() };
+    let gateway = stage.gateway(&options)?;
     let plan = || Plan { path: WORK.to_owned(), ..Plan::new(address) };
     let loads = [("h1", plan().start()?), ("h2", plan().http2(4).start()?)];
     let victim = &backends[0];
