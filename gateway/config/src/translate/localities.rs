@@ -80,7 +80,8 @@ fn set_priorities(endpoints: &mut Endpoints, priority: impl Fn(&Endpoint) -> u32
     }
 }
 
-fn all(endpoints: &Endpoints) -> impl Iterator<Item = &Endpoint> {
+/// All endpoints, names included.
+pub(crate) fn all(endpoints: &Endpoints) -> impl Iterator<Item = &Endpoint> {
     let (fixed, names) = match endpoints {
         Endpoints::Static(fixed) => (fixed, &[][..]),
         Endpoints::Dns { fixed, names } => (fixed, &names[..]),

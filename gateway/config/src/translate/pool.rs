@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, HealthTls, Locality, ObjectKey, Pool, PoolKey,
-    Protocol,
+    DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, HealthTls, Localities, Locality, ObjectKey, Pool,
+    PoolKey, Protocol,
 };
 
 use super::backends::{BackendRef, Reference, granted, pool_key};
 use super::destination_rules::DestinationRules;
+use super::localities::all as all_of;
 use super::pools::{Hosts, REFRESH, by_name, dns_name, identity, key, unresolved};
 use super::service_entries::with_labels;
 use super::{Notes, Objects, pool_traffic};
@@ -134,10 +135,14 @@ impl Around<'_> {
         }
         note.condition("Accepted", true, "Accepted", "");
         let mut unresolved = None;
+        let own = pool.endpoints.clone();
         pool.endpoints = self.endpoints(object, spec, &pool, made, &mut unresolved, note);
         pool_traffic::apply(spec, &mut pool, self.own, &mut |field, message, hint| {
             note.diagnostics.push(object.warning("UnsupportedValue", field, message).hint(hint));
         });
+        if !spec.fallback.is_empty() {
+            weigh_fallback(&own, &mut pool);
+        }
         let health = spec.health_check.as_ref();
         pool.health = health.and_then(|h| self.health(object, h, &mut unresolved, note)).map(Arc::new);
         match unresolved {
@@ -460,6 +465,24 @@ impl Gathered {
         }
         Endpoints::Dns { fixed: self.fixed, names: self.names }
     }
+}
+
+/// Weights are of localities of the pool's own. Those that only its fallback has would get nothing without one, and there
+/// would be no failover; they get what their endpoints weigh.
+fn weigh_fallback(own: &Endpoints, pool: &mut Pool) {
+    let Localities::Weighted(weights) = &mut pool.spread.localities else { return };
+    let locality = |e: &Endpoint| e.locality.as_deref().cloned().unwrap_or_default();
+    let known: BTreeSet<Locality> =
+        all_of(own).map(locality).chain(weights.iter().map(|(l, _)| l.clone())).collect();
+    let mut more: BTreeMap<Locality, u32> = BTreeMap::new();
+    for endpoint in all_of(&pool.endpoints) {
+        let place = locality(endpoint);
+        if !known.contains(&place) {
+            let weight = more.entry(place).or_default();
+            *weight = weight.saturating_add(endpoint.weight);
+        }
+    }
+    weights.extend(more);
 }
 
 fn endpoint(spec: &PoolEndpoint) -> Option<Endpoint> {

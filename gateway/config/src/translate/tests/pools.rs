@@ -268,3 +268,21 @@ fn checks_by_grpc_and_over_tls() {
     let pool = found(&[&any], "Pool default/p");
     assert_eq!(pool.health.as_deref().and_then(|h| h.tls.clone()).expect("TLS").ca_pem, None);
 }
+
+#[test]
+fn weights_of_localities_leave_the_fallback_its_share() {
+    let text = api(
+        "p",
+        "endpoints: [{address: 10.0.0.1, port: 80, zone: a}, {address: 10.0.0.2, port: 80, zone: b}], \
+         loadBalancing: {localities: {weights: {r/a: 1}}}, fallback: [{group: fieldgate.dev, kind: Pool, name: q}]",
+    )
+    .replace("zone: a", "locality: {region: r, zone: a}");
+    let other = api(
+        "q",
+        "endpoints: [{address: 10.0.0.3, port: 80, weight: 2, locality: {region: r, zone: c}}, \
+         {address: 10.0.0.4, port: 80, weight: 3, locality: {region: r, zone: c}}]",
+    );
+    let pool = found(&[&text, &other], "Pool default/p");
+    let weights = vec![(Locality::parse("r/a"), 1), (Locality::parse("r/c"), 5)];
+    assert_eq!(pool.spread.localities, Localities::Weighted(weights), "own zone b has none, as written");
+}
