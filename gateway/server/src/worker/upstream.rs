@@ -78,6 +78,7 @@ pub struct Shared {
     settings: Rc<Settings>,
     streams: Rc<Cell<usize>>,
     alive: Rc<Cell<bool>>,
+    answers: Rc<Cell<u64>>,
     used: Rc<Cell<Instant>>,
     /// The connection's task has it, and lets go of it when the connection is closed.
     lease: Weak<Lease>,
@@ -97,9 +98,26 @@ pub struct StreamGuard {
     streams: Rc<Cell<usize>>,
     alive: Rc<Cell<bool>>,
     room: Rc<Room>,
+    /// Responses that the connection has brought.
+    answers: Rc<Cell<u64>>,
+    /// How many when the stream was opened.
+    answers_before: u64,
 }
 
 impl StreamGuard {
+    /// A response has come on the stream.
+    pub fn answered(&self) {
+        self.answers.set(self.answers.get() + 1);
+    }
+
+    /// No response came in time. If the connection brought nothing else since, its peer may have forgotten it, and
+    /// nobody opens another stream on it.
+    pub fn timed_out(&self) {
+        if self.answers.get() == self.answers_before {
+            self.retire();
+        }
+    }
+
     /// Nobody opens another stream on the connection. Those that are open go on.
     pub fn retire(&self) {
         self.alive.set(false);
@@ -169,6 +187,14 @@ impl Upstreams {
         }
     }
 
+    /// A kept connection brought no answer: its peer, or something on the way, may have forgotten it. Those that have been
+    /// idle at least as long are of the same time and are closed; a new one costs less than finding out one by one.
+    pub fn distrust(&self, pool: &CompiledPool, address: SocketAddr, since: Instant) {
+        if let Some(endpoint) = self.endpoints.borrow_mut().get_mut(&(pool.slot, address)) {
+            endpoint.idle.retain(|kept| kept.since >= since);
+        }
+    }
+
     /// A stream's worth of an HTTP/2 connection, opened if need be. `true`: it was open before.
     pub async fn http2(
         &self,
@@ -214,6 +240,7 @@ impl Upstreams {
             }),
             streams: Rc::default(),
             alive: Rc::new(Cell::new(true)),
+            answers: Rc::default(),
             used: Rc::new(Cell::new(Instant::now())),
             lease: Rc::downgrade(&lease),
             room: lease.room().clone(),
@@ -404,7 +431,13 @@ impl Shared {
         }
         self.streams.set(self.streams.get() + 1);
         self.used.set(Instant::now());
-        StreamGuard { streams: self.streams.clone(), alive: self.alive.clone(), room: self.room.clone() }
+        StreamGuard {
+            streams: self.streams.clone(),
+            alive: self.alive.clone(),
+            room: self.room.clone(),
+            answers: self.answers.clone(),
+            answers_before: self.answers.get(),
+        }
     }
 }
 

@@ -72,7 +72,20 @@ pub(super) async fn attempt(
         interim_continue(down).await;
     }
     let answered = loop {
-        let got = poll_fn(|cx| wait.poll(cx, down, request, response, deadline, limit, log)).await?;
+        let got = poll_fn(|cx| wait.poll(cx, down, request, response, deadline, limit, log)).await;
+        let got = match got {
+            Ok(got) => got,
+            Err(failure) => {
+                if let Failure::Timeout = failure {
+                    match &guard {
+                        Some(guard) => guard.timed_out(),
+                        None if reused => worker.upstreams.distrust(to.pool, address, begun),
+                        None => {}
+                    }
+                }
+                return Err(failure);
+            }
+        };
         if response.status >= 200 || response.status == 101 {
             break got;
         }
@@ -83,6 +96,9 @@ pub(super) async fn attempt(
     };
     let switched = tunnel::agreed(asked, &mut wait.side, request, response)
         .map_err(|error| Failure::Broken { error, stale: false, unsent: false })?;
+    if let Some(guard) = &guard {
+        guard.answered();
+    }
     let answered_at = Instant::now();
     log.stages.first_byte = Some(answered_at - sent);
     if to.pool.wants_latency() {
