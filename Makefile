@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a newcomer needs.
 CARGO ?= cargo
 
-.PHONY: demo test setup build dist lint bench scenarios guard guard-accept guard-build fuzz doc clean
+.PHONY: demo test setup build dist lint bench resilience scenarios guard guard-accept guard-build fuzz doc clean
 
 ## Shows the main job on real traffic: VMs to pods by weight, with a backend killed on the way. With DEMO_ARGS=--keep all
 ## of it stays up at the end, with lines to try.
@@ -40,6 +40,15 @@ bench:
 	@$(CARGO) build --release --manifest-path loadtests/peers/pingora-lb/Cargo.toml || \
 		echo "bench: pingora-lb could not be built and is left out" >&2
 	./target/release/fieldgate-scenarios bench $(BENCH_ARGS)
+
+## What clients see while backends break and while too much is asked for, beside Envoy and HAProxy: docs/resilience.md, whose
+## tables it fills. RESILIENCE_ARGS chooses: RESILIENCE_ARGS="--cases kill,stop --seconds 2". Needs root for the network.
+resilience:
+	@deploy/setup.sh bench
+	$(CARGO) build --release -p fieldgate -p fieldgate-loadtests
+	status=0; for scenario in chaos overload "overload --gateway-itself"; do \
+		./target/release/fieldgate-scenarios $$scenario --markdown docs/resilience.md $(RESILIENCE_ARGS) || status=1; \
+	done; exit $$status
 
 ## All promises, at full size.
 scenarios:

@@ -113,6 +113,9 @@ impl Judge<'_> {
         if record.was_cut() && by_victim {
             return self.fault.cuts_answers();
         }
+        if self.fault.begins_answers() && !record.error.is_empty() && self.ended_at_victim(record) {
+            return true;
+        }
         if record.idempotent || !self.fault.may_have_processed() {
             return false;
         }
@@ -134,6 +137,13 @@ impl Judge<'_> {
                 && record.end >= self.span.begin
         });
         met.map(|sent| sent.at)
+    }
+
+    /// Whether the last try was at a backend with the fault, as far as tries can be seen.
+    fn ended_at_victim(&self, record: &Record) -> bool {
+        let tries = self.tries.and_then(|tries| tries.get(record.id.as_str()));
+        let last = tries.and_then(|tries| tries.last());
+        last.is_none_or(|last| self.span.victims.contains(&last.host))
     }
 
     fn describe(&self, record: &Record) -> String {
@@ -241,6 +251,10 @@ mod tests {
         assert_eq!(play.avoidable("refuse"), 1);
         play.failed("get-2", 1.5, &[2], 200, "truncated");
         assert_eq!(play.avoidable("kill"), 1);
+        // Whether a reset overtook the head of an answer is nothing that a gateway could have helped.
+        play.failed("get-3", 1.5, &[1], 0, "reset");
+        assert_eq!(play.avoidable("kill"), 2);
+        assert_eq!(play.avoidable("truncate"), 1);
     }
 
     #[test]

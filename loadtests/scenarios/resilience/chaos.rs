@@ -22,6 +22,8 @@ use crate::context::{Context, Figures, Outcome, Stage, ensure};
 const BACKENDS: u8 = 10;
 /// Requests per second of all strands: a small part of what the machine can do.
 const RATE: f64 = 400.0;
+/// Milliseconds that each answer takes, so that whatever breaks has requests in flight.
+const WORK: &str = "50";
 /// Longer than any proxy lets a request take.
 const PATIENCE: Duration = Duration::from_secs(8);
 /// Before the first fault all is well for so long.
@@ -114,7 +116,7 @@ fn play(
     let (lasting, after) = (context.count(seconds + 3, 3), context.count(seconds + 7, 3));
     let directory = stage.path().join(format!("{}-{}", proxy.name, fault.name));
     std::fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    let mut farm = Farm::start(network, usize::from(BACKENDS), &directory, &[])?;
+    let mut farm = Farm::start(network, usize::from(BACKENDS), &directory, &["--service", WORK])?;
     let dns = (fault.kind == Kind::Dns).then(|| dns::Server::start(network.gateway(), faults::all(&farm)));
     let dns = dns.transpose()?;
     let targets = match &dns {

@@ -93,6 +93,11 @@ impl Fault {
         !matches!(self.kind, Kind::Refuse | Kind::Delay | Kind::Dns | Kind::Status)
     }
 
+    /// Whether each answer breaks off after it has begun, so that a proxy has seen its head whatever it has passed on.
+    pub fn begins_answers(&self) -> bool {
+        self.kind == Kind::Truncate
+    }
+
     /// Whether a request may have been processed although its answer is an error or never comes.
     pub fn may_have_processed(&self) -> bool {
         !matches!(self.kind, Kind::Refuse | Kind::Delay | Kind::Dns)

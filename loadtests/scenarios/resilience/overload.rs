@@ -53,8 +53,10 @@ struct Row {
     p50_ms: f64,
     p99_ms: f64,
     refused: u64,
-    /// Neither admitted nor refused: connections that broke, other statuses, no answer at all.
+    /// Neither admitted nor refused: connections that broke, other statuses.
     errors: u64,
+    /// Without an answer, or still without a connection to be sent on, some seconds after the last was due.
+    unanswered: u64,
     memory_before_mib: f64,
     memory_after_mib: f64,
     /// The generator's own delay: if it is large it could not offer what it was to.
@@ -170,7 +172,8 @@ fn measure(
             p50_ms: paced.latency.p50,
             p99_ms: paced.latency.p99,
             refused: paced.refused,
-            errors: paced.failed - paced.refused + paced.unanswered,
+            errors: paced.failed - paced.refused,
+            unanswered: paced.unanswered,
             memory_before_mib: before,
             memory_after_mib: running.process.memory_mib()?,
             late_p99_ms: paced.late.p99,
@@ -221,6 +224,9 @@ fn missed(rows: &[Row], bounded: bool) -> Vec<String> {
         if row.errors > 0 {
             missed.push(format!("{what}: {} requests neither answered nor refused", row.errors));
         }
+        if bounded && row.unanswered > 0 {
+            missed.push(format!("{what}: {} requests without an answer", row.unanswered));
+        }
     }
     missed
 }
@@ -231,8 +237,8 @@ fn markdown(report: &Report) -> String {
         let _ = writeln!(text, "Left out: {skipped}.");
     }
     text.push_str(
-        "\n| proxy | by | load | offered /s | goodput /s | of its most | p50 ms | p99 ms | refused | errors | MiB before | MiB after | generator late p99 ms |
-|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "\n| proxy | by | load | offered /s | goodput /s | of its most | p50 ms | p99 ms | refused | errors | unanswered | MiB before | MiB after | generator late p99 ms |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for row in &report.rows {
         let same =
@@ -240,7 +246,7 @@ fn markdown(report: &Report) -> String {
         let most = same.map(|other| other.goodput).fold(f64::EPSILON, f64::max);
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {:.0} | {:.0} | {:.0} % | {:.1} | {:.1} | {} | {} | {:.1} | {:.1} | {:.1} |",
+            "| {} | {} | {} | {:.0} | {:.0} | {:.0} % | {:.1} | {:.1} | {} | {} | {} | {:.1} | {:.1} | {:.1} |",
             row.proxy,
             row.variant,
             row.load,
@@ -251,6 +257,7 @@ fn markdown(report: &Report) -> String {
             row.p99_ms,
             row.refused,
             row.errors,
+            row.unanswered,
             row.memory_before_mib,
             row.memory_after_mib,
             row.late_p99_ms
@@ -275,6 +282,7 @@ mod tests {
             p99_ms,
             refused: 0,
             errors,
+            unanswered: 0,
             memory_before_mib: 0.0,
             memory_after_mib,
             late_p99_ms: 0.0,
