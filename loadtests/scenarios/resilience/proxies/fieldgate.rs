@@ -15,8 +15,6 @@ use crate::context::ensure;
 
 /// For what may be processed twice.
 const ALWAYS: &str = "connect-failure, refused-stream, reset, gateway-error";
-/// The same as HTTPRoutes have it: attempts, statuses, pause.
-const AGAIN: &str = "    retry: {attempts: 3, codes: [502, 503, 504], backoff: 25ms}\n";
 /// For what may not: it was certainly not processed.
 const UNSENT: &str = "connect-failure, refused-stream, reset-before-request";
 
@@ -24,13 +22,8 @@ const UNSENT: &str = "connect-failure, refused-stream, reset-before-request";
 pub fn configure(proxy: &Proxy, job: &Job, directory: &Path, address: SocketAddr) -> Result<Command, String> {
     let config = ConfigDir::new(directory)?;
     config.write("gateway", &config::gateway("edge", &[Listener::http("web", address.port())]))?;
-    write_objects(&config, job, true)?;
-    if let Err(why) = check(proxy, &config) {
-        let first = why.lines().find(|line| line.starts_with("error")).unwrap_or_default();
-        eprintln!("     the gateway does without outlier detection, limits and traffic policies: {first}");
-        write_objects(&config, job, false)?;
-        check(proxy, &config)?;
-    }
+    write_objects(&config, job)?;
+    check(proxy, &config)?;
     let program = program(proxy, job, directory)?;
     let (admin, threads) = (ports::free().to_string(), job.threads().to_string());
     let path = config.path().display().to_string();
@@ -38,24 +31,15 @@ pub fn configure(proxy: &Proxy, job: &Job, directory: &Path, address: SocketAddr
     Ok(Command { program, arguments: words.map(str::to_owned).into() })
 }
 
-/// `full` is false for gateways without outlier detection, limits and traffic policies: they get the next best.
-fn write_objects(config: &ConfigDir, job: &Job, full: bool) -> Result<(), String> {
+fn write_objects(config: &ConfigDir, job: &Job) -> Result<(), String> {
     let pools = [("shop", "http1"), ("calls", "http2")];
-    let pools = pools.map(|(name, protocol)| {
-        let text = pool(job, name, protocol);
-        if full { text + &protection(job) } else { text + &basics(job) }
-    });
+    let pools = pools.map(|(name, protocol)| pool(job, name, protocol) + &protection(job));
     config.write("pools", &pools.join("---\n"))?;
     let is_post = "    - {path: {type: PathPrefix, value: /}, method: POST}\n";
     let is_call = format!("    - {{path: {{type: PathPrefix, value: {GRPC}}}}}\n");
-    let again = if full || job.purpose != Purpose::Availability { "" } else { AGAIN };
-    config.write("posts", &route("posts", "shop", is_post, ""))?;
-    config.write("calls", &route("calls", "calls", &is_call, again))?;
-    config.write("shop", &route("shop", "shop", "", again))?;
-    if !full {
-        // It may be there from the attempt before.
-        return config.write("policies", "");
-    }
+    config.write("posts", &route("posts", "shop", is_post))?;
+    config.write("calls", &route("calls", "calls", &is_call))?;
+    config.write("shop", &route("shop", "shop", ""))?;
     if job.purpose == Purpose::Availability {
         let calls = format!("{ALWAYS}, cancelled, deadline-exceeded, unavailable");
         let policies = [("shop", ALWAYS, true), ("calls", &calls, true), ("posts", UNSENT, false)];
@@ -113,26 +97,8 @@ fn protection(job: &Job) -> String {
     }
 }
 
-fn basics(job: &Job) -> String {
-    match job.purpose {
-        Purpose::Availability => format!(
-            "  connectTimeout: {}ms
-  healthCheck: {{interval: {CHECK_SECONDS}s, timeout: {CHECK_SECONDS}s, unhealthyThreshold: 2, http: {{path: /healthz}}}}
-",
-            CONNECT.as_millis()
-        ),
-        Purpose::Capacity(Limits { concurrency, wait, .. }) => format!(
-            "  maxConnectionsPerEndpoint: {concurrency}\n  connectTimeout: {}ms\n",
-            wait.as_millis()
-        ),
-        Purpose::Adaptive | Purpose::Throughput => String::new(),
-    }
-}
-
-fn route(name: &str, pool: &str, matches: &str, again: &str) -> String {
-    let backend = if again.is_empty() { REQUEST_SECONDS } else { TRY_SECONDS };
-    let timeouts =
-        format!("    timeouts: {{request: {REQUEST_SECONDS}s, backendRequest: {backend}s}}\n{again}");
+fn route(name: &str, pool: &str, matches: &str) -> String {
+    let timeouts = format!("    timeouts: {{request: {REQUEST_SECONDS}s}}\n");
     let matches = if matches.is_empty() { String::new() } else { format!("    matches:\n{matches}") };
     config::route_with_rule(name, &[(pool, 1)], &(matches + &timeouts))
 }
