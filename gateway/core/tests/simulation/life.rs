@@ -79,6 +79,9 @@ pub struct Statistics {
     pub refused: u64,
     pub sends: u64,
     pub ejections: u64,
+    pub waits: u64,
+    pub over_budget: u64,
+    pub again: BTreeMap<&'static str, u64>,
     pub panics: u64,
     pub changes: u64,
     pub stretches: u64,
@@ -102,6 +105,8 @@ pub struct Life {
     ending: bool,
     calm: bool,
     calm_until_ms: u64,
+    /// From one request of a worker to the next.
+    load_ms: u64,
     trace: Option<VecDeque<String>>,
     pub statistics: Statistics,
 }
@@ -147,6 +152,7 @@ impl Life {
             ending: false,
             calm: true,
             calm_until_ms: 0,
+            load_ms: 20,
             trace: traced.then(VecDeque::new),
             statistics: Statistics::default(),
         };
@@ -209,7 +215,7 @@ impl Life {
         }
         let slot = self.world.below(POOLS as u64) as usize;
         self.begin(worker, slot);
-        let wait = self.world.wait(8);
+        let wait = self.world.wait(self.load_ms);
         self.after(wait, Event::Arrive(worker));
     }
 
@@ -251,6 +257,7 @@ impl Life {
             self.calm = !self.calm;
             let longest = if self.calm { 25_000 } else { 15_000 };
             self.calm_until_ms = self.now_ms + self.world.between(3000, longest);
+            self.load_ms = *self.world.one_of(&[4, 15, 40, 40, 100]);
             if self.calm && self.world.chance(60) {
                 self.trace(|| "all servers are fine".into());
                 self.servers.values_mut().for_each(|server| server.mode = Mode::Fine);
@@ -259,7 +266,7 @@ impl Life {
         if !self.calm {
             self.mischief();
         }
-        let wait = self.world.between(20, 500);
+        let wait = self.world.between(20, 400);
         self.after(wait, Event::Chaos);
     }
 
@@ -269,7 +276,8 @@ impl Life {
         let n = self.world.below(SERVERS);
         let some = (!pool.endpoints.is_empty())
             .then(|| &pool.endpoints[self.world.below(pool.endpoints.len() as u64) as usize]);
-        match (self.world.below(10), some) {
+        match (self.world.below(11), some) {
+            (5, _) => self.outage(slot),
             (0 | 1, _) => self.reconfigure(slot),
             (2, Some(some)) => {
                 let drained = !some.state.is_drained();
@@ -299,12 +307,27 @@ impl Life {
         }
     }
 
+    /// Many servers of a pool fail in the same way.
+    fn outage(&mut self, slot: usize) {
+        let mut like = Server::new(&mut self.world);
+        like.change(&mut self.world);
+        let percent = self.world.between(20, 100);
+        self.trace(|| format!("{percent} % of pool {slot} are {:?}", like.mode));
+        for n in 0..SERVERS {
+            if self.world.chance(percent) {
+                self.servers.get_mut(&address(slot, n)).expect("all have servers").mode = like.mode;
+            }
+        }
+    }
+
     fn reconfigure(&mut self, slot: usize) {
         let before = self.pools[slot].compiled.clone();
-        let ir = Arc::new(setup::changed(slot, &before.ir, &mut self.world));
-        self.trace(|| format!("pool {slot} is now {ir:?}"));
+        let after = Arc::new(setup::changed(slot, &before, &mut self.world));
+        self.trace(|| {
+            let now: Vec<_> = after.endpoints.iter().map(|e| &e.ir).collect();
+            format!("pool {slot} is now {:?} of {now:?}", after.ir)
+        });
         self.statistics.changes += 1;
-        let after = Arc::new(CompiledPool::compile(Some(&before), ir, slot as u32));
         self.model.compiled(&after);
         self.pools[slot].compiled = after;
         self.check_keys(slot);

@@ -113,6 +113,7 @@ impl Life {
             let side = &mut self.pools[request.slot];
             if request.pool.shared.pending.enter(limits.max_pending) {
                 side.pending += 1;
+                self.statistics.waits += 1;
                 let timeout = limits.queue_timeout.unwrap_or(limits.connect_timeout).as_millis() as u64;
                 request.queued_until_ms = Some((self.now_ms + timeout).min(request.limit_ms));
             }
@@ -163,6 +164,9 @@ impl Life {
             full = true;
         };
         self.leave_queue(&mut request);
+        if let Some(why) = request.permission.filter(|_| request.sends > 0) {
+            *self.statistics.again.entry(why).or_default() += 1;
+        }
         self.check_send(&request, request.sends, request.permission);
         request.permission = None;
         request.sends += 1;

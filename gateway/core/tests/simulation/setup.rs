@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use fieldgate_core::balance::CompiledPool;
 use fieldgate_core::ir::{
     self, AdaptiveConcurrency, Admission, Backoff, Balance, HashBy, HashFunction, HealthCheck, Localities,
     Locality, Outlier, PoolLimits, Retry, RetryBudget, RetryOn, SlowStart, Spread,
@@ -20,27 +21,54 @@ pub fn pool(slot: usize, random: &mut Random) -> ir::Pool {
     let object =
         ir::ObjectKey { kind: "Pool", namespace: "default".into(), name: format!("pool-{slot}").into() };
     let key = ir::PoolKey { object, port: 0 };
-    let mut pool = ir::Pool::of(key, ir::Endpoints::Static(endpoints(slot, random)));
+    let mut pool = ir::Pool::of(key, listed(endpoints(slot, random)));
+    if random.chance(20) {
+        let name = ir::DnsName {
+            host: "shop.example".into(),
+            refresh: Duration::from_secs(5),
+            endpoint: ir::Endpoint::new(address(slot, 0)),
+        };
+        pool.endpoints = ir::Endpoints::Dns { fixed: Vec::new(), names: vec![name] };
+    }
     pool.balance = balance(random);
     settle(&mut pool, random);
     pool
 }
 
 /// The same pool after some change.
-pub fn changed(slot: usize, before: &ir::Pool, random: &mut Random) -> ir::Pool {
+pub fn changed(slot: usize, before: &CompiledPool, random: &mut Random) -> CompiledPool {
+    let known: Vec<ir::Endpoint> = before.endpoints.iter().map(|e| e.ir.clone()).collect();
+    if let (ir::Endpoints::Dns { .. }, true) = (&before.ir.endpoints, random.chance(70)) {
+        let now = if random.chance(25) { endpoints(slot, random) } else { rescaled(slot, known, random) };
+        return before.with_endpoints(&now);
+    }
+    let ir = changed_settings(slot, &before.ir, known, random);
+    CompiledPool::compile(Some(before), Arc::new(ir), slot as u32)
+}
+
+fn changed_settings(
+    slot: usize,
+    before: &ir::Pool,
+    known: Vec<ir::Endpoint>,
+    random: &mut Random,
+) -> ir::Pool {
     let mut pool = before.clone();
     match random.below(12) {
         0 => pool.balance = balance(random),
         1 => settle(&mut pool, random),
         2 => pool.limits = limits(random),
         3 => pool.outlier = outlier(random),
-        4 => pool.endpoints = ir::Endpoints::Static(endpoints(slot, random)),
-        _ => pool.endpoints = ir::Endpoints::Static(rescaled(slot, before, random)),
+        4 => pool.endpoints = listed(endpoints(slot, random)),
+        _ => pool.endpoints = listed(rescaled(slot, known, random)),
     }
     if pool.balance.hash_by().is_some() {
         pool.spread.localities = Localities::Ignored;
     }
     pool
+}
+
+fn listed(endpoints: Vec<ir::Endpoint>) -> ir::Endpoints {
+    ir::Endpoints::Static(endpoints)
 }
 
 fn settle(pool: &mut ir::Pool, random: &mut Random) {
@@ -72,9 +100,7 @@ fn endpoints(slot: usize, random: &mut Random) -> Vec<ir::Endpoint> {
 }
 
 /// One more, one less, or one with another weight, or on its way out.
-fn rescaled(slot: usize, before: &ir::Pool, random: &mut Random) -> Vec<ir::Endpoint> {
-    let ir::Endpoints::Static(endpoints) = &before.endpoints else { return Vec::new() };
-    let mut endpoints = endpoints.clone();
+fn rescaled(slot: usize, mut endpoints: Vec<ir::Endpoint>, random: &mut Random) -> Vec<ir::Endpoint> {
     let at = random.below(endpoints.len().max(1) as u64) as usize;
     match random.below(5) {
         0 if endpoints.len() > 1 => drop(endpoints.remove(at)),

@@ -245,7 +245,10 @@ impl Life {
                 limits.retry_budget, limits.max_retries
             ));
         }
-        let pass = result.ok()?;
+        let Ok(pass) = result else {
+            self.statistics.over_budget += 1;
+            return None;
+        };
         side.retries += 1;
         *retries += u32::from(limits.max_retries != u32::MAX);
         self.check_gauges(slot);

@@ -47,7 +47,7 @@ pub struct Server {
 
 impl Server {
     pub fn new(random: &mut Random) -> Self {
-        Self { mode: Mode::Fine, usual_ms: random.between(1, 60) }
+        Self { mode: Mode::Fine, usual_ms: *random.one_of(&[2, 5, 20, 60, 60, 200, 500]) }
     }
 
     pub fn change(&mut self, random: &mut Random) {
