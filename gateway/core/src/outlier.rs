@@ -129,6 +129,13 @@ impl Record {
     pub fn success_rate(&self) -> Option<u32> {
         self.success_rate.load(Relaxed).checked_sub(1)
     }
+
+    /// But for how often it was ejected.
+    fn forget(&self) {
+        let rows = [&self.in_a_row_5xx, &self.in_a_row_gateway, &self.in_a_row_local];
+        let rates = [&self.requests, &self.successes, &self.success_rate];
+        rows.into_iter().chain(rates).for_each(reset);
+    }
 }
 
 /// What one worker has seen of an endpoint and not yet given to all.
@@ -164,7 +171,10 @@ impl CompiledPool {
 
     /// To be called by every worker once a second: gives its tallies to all, and judges them when it is time.
     pub fn tick(&self, state: &mut PoolState, now_ms: u64, random: &mut dyn FnMut() -> u64) -> Vec<Ejection> {
-        let Some(outlier) = self.ir.outlier.as_deref() else { return Vec::new() };
+        let Some(outlier) = self.ir.outlier.as_deref() else {
+            self.forget(state);
+            return Vec::new();
+        };
         for endpoint in &self.endpoints {
             if let Some(local) = state.local_mut(endpoint.address()) {
                 let Tally { requests, successes } = std::mem::take(&mut local.tally);
@@ -175,6 +185,18 @@ impl CompiledPool {
             }
         }
         if self.is_due(outlier, now_ms) { self.judge_rates(outlier, now_ms, random) } else { Vec::new() }
+    }
+
+    /// What was counted before detection was taken from the pool is no verdict when it comes back.
+    fn forget(&self, state: &mut PoolState) {
+        if self.shared.ejections.due_ms.swap(0, Relaxed) != 0 {
+            self.endpoints.iter().for_each(|endpoint| endpoint.state.record.forget());
+        }
+        for endpoint in &self.endpoints {
+            if let Some(local) = state.local_mut(endpoint.address()) {
+                local.tally = Tally::default();
+            }
+        }
     }
 
     /// Whether an interval is over; only one worker is told so.

@@ -179,6 +179,26 @@ fn a_percentage_of_failures_is_an_outlier() {
     assert_eq!(interval(percentage, &failing[..4]), []);
 }
 
+/// What was seen before an operator took detection away, and put it back later, is no verdict.
+#[test]
+fn without_detection_all_is_forgotten() {
+    let two = Arc::new(Outlier { consecutive_5xx: 2, ..eager() });
+    let with = pool(10, Some(Outlier::clone(&two)));
+    let without =
+        CompiledPool::compile(Some(&with), Arc::new(ir::Pool { outlier: None, ..(*with.ir).clone() }), 0);
+    let mut state = state(&with);
+    with.tick(&mut state, 1, &mut || 0);
+    assert_eq!(with.report(&mut state, 0, Seen::Status(500), 2, 0), None);
+    for n in 0..200 {
+        with.report(&mut state, 1, Seen::Status(500 - 300 * (n % 2)), 2, 0);
+    }
+    without.tick(&mut state, 1_000, &mut || 0);
+    assert_eq!(with.report(&mut state, 0, Seen::Status(500), 1_000_000, 0), None);
+    assert_eq!(with.tick(&mut state, 1_000_000, &mut || 0), [], "the first interval begins");
+    assert_eq!(with.tick(&mut state, 2_000_000, &mut || 0), []);
+    assert_eq!(with.endpoints[1].state.record.success_rate(), None);
+}
+
 #[test]
 fn rates_are_shown() {
     let pool = pool(2, Some(Outlier::default()));
