@@ -6,6 +6,8 @@
 
 #[path = "simulation/account.rs"]
 mod account;
+#[path = "simulation/census.rs"]
+mod census;
 #[path = "simulation/ledger.rs"]
 mod ledger;
 #[path = "simulation/life.rs"]

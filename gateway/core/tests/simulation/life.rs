@@ -178,6 +178,7 @@ impl Life {
             self.next();
         }
         self.check_end();
+        self.check_recovery();
     }
 
     fn next(&mut self) {
@@ -255,9 +256,10 @@ impl Life {
     fn chaos(&mut self) {
         if self.now_ms >= self.calm_until_ms {
             self.calm = !self.calm;
-            let longest = if self.calm { 25_000 } else { 15_000 };
-            self.calm_until_ms = self.now_ms + self.world.between(3000, longest);
-            self.load_ms = *self.world.one_of(&[4, 15, 40, 40, 100]);
+            self.calm_until_ms = self.now_ms + self.world.between(3000, 20_000);
+            // Shares can be told where nothing happens, but for many requests.
+            let loads = if self.calm { [4, 6, 10, 20] } else { [10, 40, 60, 150] };
+            self.load_ms = *self.world.one_of(&loads);
             if self.calm && self.world.chance(60) {
                 self.trace(|| "all servers are fine".into());
                 self.servers.values_mut().for_each(|server| server.mode = Mode::Fine);
@@ -266,7 +268,7 @@ impl Life {
         if !self.calm {
             self.mischief();
         }
-        let wait = self.world.between(20, 400);
+        let wait = self.world.between(10, 200);
         self.after(wait, Event::Chaos);
     }
 

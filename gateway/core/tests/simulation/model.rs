@@ -8,6 +8,8 @@ use fieldgate_core::ir::Outlier;
 use fieldgate_core::outlier::{Ejection, Reason, Seen};
 use rustc_hash::FxHashMap;
 
+use crate::setup::LONGEST_INTERVAL_MS;
+
 /// Of one state, which may be that of an endpoint of an old snapshot.
 struct Known {
     state: Arc<EndpointState>,
@@ -198,8 +200,8 @@ fn justified(of: &Known, outlier: Option<&Outlier>, ejection: &Ejection, now_ms:
         };
     };
     let in_a_row = |least: u32| least > 0 && of.failures.is_none_or(|n| n >= least);
-    let interval_ms = outlier.interval.as_millis() as u64;
-    let lately = of.last_failure_ms + interval_ms + 2_000 >= now_ms;
+    // The interval may have been longer when it began.
+    let lately = of.last_failure_ms + LONGEST_INTERVAL_MS + 2_000 >= now_ms;
     let right = match ejection.reason {
         Reason::Consecutive5xx => in_a_row(outlier.consecutive_5xx),
         Reason::ConsecutiveGatewayFailure => in_a_row(outlier.consecutive_gateway_failure),

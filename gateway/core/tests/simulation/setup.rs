@@ -15,6 +15,9 @@ use crate::world::address;
 /// Servers that a pool can have as endpoints.
 pub const SERVERS: u64 = 14;
 
+/// Between looks at rates.
+pub const LONGEST_INTERVAL_MS: u64 = 5_000;
+
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
 pub fn pool(slot: usize, random: &mut Random) -> ir::Pool {
@@ -175,7 +178,7 @@ fn outlier(random: &mut Random) -> Option<Arc<Outlier>> {
         enforcing_consecutive_gateway_failure: *random.one_of(&[0, 100]),
         split_external_local_origin_errors: random.chance(50),
         consecutive_local_origin_failure: random.between(0, 5) as u32,
-        interval: Duration::from_millis(random.between(1, 5) * 1000),
+        interval: Duration::from_millis(random.between(1000, LONGEST_INTERVAL_MS)),
         base_ejection_time: Duration::from_millis(random.between(200, 5000)),
         max_ejection_time: Duration::from_millis(random.between(1000, 20_000)),
         max_ejection_time_jitter: Duration::from_millis(*random.one_of(&[0, 700])),
@@ -197,7 +200,7 @@ fn limits(random: &mut Random) -> PoolLimits {
         if random.chance(percent) { random.between(1, most) as u32 } else { u32::MAX }
     };
     PoolLimits {
-        max_requests: some(random, 30, 40),
+        max_requests: some(random, 30, 80),
         max_retries: some(random, 30, 6),
         max_requests_per_endpoint: some(random, 20, 12),
         max_pending: random.between(0, 10) as u32,

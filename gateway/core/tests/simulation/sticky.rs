@@ -8,7 +8,7 @@ use fieldgate_core::balance::{CompiledPool, PoolState, Wish};
 use fieldgate_core::ir::{Balance, HashBy};
 
 use crate::life::Life;
-use crate::oracle::{self, Class};
+use crate::oracle::{self, Class, Oracle};
 use crate::random::Random;
 
 const KEYS: usize = 400;
@@ -44,6 +44,50 @@ impl Life {
             self.fail(&what);
         }
         self.pools[slot].sticky = after;
+    }
+
+    /// A key is with its owner, unless that has as much in flight as bounded loads allow it.
+    pub fn check_hash(
+        &mut self,
+        worker: usize,
+        slot: usize,
+        pool: &CompiledPool,
+        oracle: &Oracle,
+        wish: &Wish<'_>,
+        picked: usize,
+    ) {
+        let (Some(hash), Some(by)) = (wish.hash, pool.ir.balance.hash_by()) else { return };
+        if !wish.tried.is_empty() || !oracle.is_regular() {
+            return;
+        }
+        if by.balance_factor > 0 {
+            return self.check_bound(worker, slot, pool, oracle.right(Some(hash), 0).endpoints, picked);
+        }
+        if self.step.is_multiple_of(4) {
+            let of_key = Wish { hash: Some(hash), ..Wish::default() };
+            let owner = pool.pick(&mut PoolState::default(), self.now_ms, &mut || 0, &of_key);
+            if owner != Ok(picked) {
+                self.fail(&format!("worker {worker} sent key {hash} to {picked}, which is for {owner:?}"));
+            }
+        }
+    }
+
+    /// Nobody gets more than its part of the bound, as long as another has room.
+    fn check_bound(&self, worker: usize, slot: usize, pool: &CompiledPool, among: u64, picked: usize) {
+        let side = &self.pools[slot].workers[worker];
+        let factor = pool.ir.balance.hash_by().map_or(0, |by| by.balance_factor);
+        let members: Vec<usize> = (0..pool.endpoints.len()).filter(|at| among >> at & 1 == 1).collect();
+        let weight = |at: &usize| f64::from(pool.endpoints[*at].ir.weight);
+        let sum: f64 = members.iter().map(weight).sum();
+        let all = side.in_flight.values().sum::<u32>() + 1;
+        let slots = (f64::from(all) * f64::from(factor) / 100.0).ceil();
+        let has_room = |at: &usize| {
+            let busy = side.in_flight.get(&pool.endpoints[*at].address()).copied().unwrap_or(0);
+            f64::from(busy) < (slots * weight(at) / sum).ceil() + 1e-9
+        };
+        if !has_room(&picked) && members.iter().any(has_room) {
+            self.fail(&format!("{picked} got a key beyond its bound, while others of {among:#b} have room"));
+        }
     }
 }
 

@@ -5,8 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate_core::balance::{CompiledPool, NoEndpoint, PoolState, Wish};
-use fieldgate_core::ir::Balance;
+use fieldgate_core::balance::{CompiledPool, NoEndpoint, Wish};
 use fieldgate_core::limits::{Refused, RetryPass};
 
 use crate::ledger::Stretch;
@@ -64,6 +63,9 @@ impl Life {
         let panicked = state.panics - panics;
         self.statistics.panics += panicked;
         let bound = self.check_pick(pool, &oracle, wish, picked, panicked);
+        if let (Ok(at), false) = (picked, bound) {
+            self.check_hash(worker, slot, pool, &oracle, wish, at);
+        }
         self.count(worker, slot, pool, &oracle, wish, picked.ok().filter(|_| !bound));
         picked
     }
@@ -199,7 +201,8 @@ impl Life {
                 limits.max_requests
             ));
         }
-        if let (Some(settings), Some(limit)) = (&limits.adaptive, concurrency)
+        let looked = matches!(result, Ok(()) | Err(Refused::Concurrency));
+        if let (Some(settings), Some(limit)) = (limits.adaptive.as_ref().filter(|_| looked), concurrency)
             && !(settings.min_concurrency..=settings.max_concurrency).contains(&limit)
         {
             self.fail(&format!("concurrency {limit} is beyond {settings:?}"));
@@ -326,36 +329,6 @@ impl Life {
                 if self.pools[slot].workers[worker].state.in_flight_total() != 0 {
                     self.fail(&format!("worker {worker} is idle and has requests in flight"));
                 }
-            }
-        }
-    }
-
-    /// Many choices at once by a worker that has nothing in flight: all balancers go by weight then.
-    pub fn census(&mut self, slot: usize) {
-        let pool = self.pools[slot].compiled.clone();
-        let oracle = self.oracle(slot, &pool);
-        self.check_keys(slot);
-        let hopeless = pool.endpoints.is_empty() || oracle.right(None, 0).endpoints == 0;
-        if oracle.vague || hopeless || pool.ir.spread.slow_start.is_some() || pool.ir.spread.fail_in_panic {
-            return;
-        }
-        const N: u32 = 600;
-        let (mut state, chance) = (PoolState::default(), &mut self.chance);
-        let mut counts = vec![0u32; pool.endpoints.len()];
-        for _ in 0..N {
-            let at = pool.pick(&mut state, self.now_ms, &mut || chance.next(), &Wish::default());
-            counts[at.unwrap_or_else(|why| panic!("{why:?} in a census"))] += 1;
-        }
-        let exact = pool.ir.balance == Balance::RoundRobin && oracle.is_one_group();
-        for (count, share) in counts.iter().zip(oracle.expected()) {
-            let mean = f64::from(N) * share;
-            let slack = if exact { 2.0 } else { 2.0 + 6.0 * (mean * (1.0 - share)).sqrt() };
-            if (f64::from(*count) - mean).abs() > slack {
-                let expected = oracle.expected();
-                self.fail(&format!(
-                    "a census of {N} gave {counts:?} where {expected:.3?} were the shares of {:?}",
-                    pool.ir
-                ));
             }
         }
     }
