@@ -50,9 +50,8 @@ pub enum Event {
 /// A pool as it is now, and the simulation's own count of what is on its way.
 pub struct Side {
     pub compiled: Arc<CompiledPool>,
-    pub oracle: Option<Rc<Oracle>>,
-    /// Of what `oracle` was made.
-    pub oracle_of: u64,
+    /// With what it was made of.
+    pub oracle: Option<(Arc<CompiledPool>, Rc<Oracle>)>,
     pub workers: Vec<WorkerSide>,
     /// Requests that are counted against `max_requests`.
     pub entered: u32,
@@ -73,19 +72,44 @@ pub struct WorkerSide {
     pub stretch: Option<Stretch>,
 }
 
-#[derive(Default, Debug)]
+/// What happened, for people to see that it does.
+#[derive(Default, Debug, PartialEq, Eq)]
 pub struct Statistics {
     pub requests: u64,
+    /// Never sent.
     pub refused: u64,
     pub sends: u64,
     pub ejections: u64,
     pub waits: u64,
     pub over_budget: u64,
+    /// Sent once more, by what allowed it.
     pub again: BTreeMap<&'static str, u64>,
+    /// Choices of endpoints that were not available.
     pub panics: u64,
     pub changes: u64,
+    /// In which shares could be told.
     pub stretches: u64,
+    /// Keys that have another owner.
     pub moved: u64,
+}
+
+impl Statistics {
+    pub fn add(&mut self, other: &Self) {
+        let sum = [
+            (&mut self.requests, other.requests),
+            (&mut self.refused, other.refused),
+            (&mut self.sends, other.sends),
+            (&mut self.ejections, other.ejections),
+            (&mut self.waits, other.waits),
+            (&mut self.over_budget, other.over_budget),
+            (&mut self.panics, other.panics),
+            (&mut self.changes, other.changes),
+            (&mut self.stretches, other.stretches),
+            (&mut self.moved, other.moved),
+        ];
+        sum.into_iter().for_each(|(to, n)| *to += n);
+        other.again.iter().for_each(|(why, n)| *self.again.entry(why).or_default() += n);
+    }
 }
 
 pub struct Life {
@@ -128,7 +152,6 @@ impl Life {
             pools.push(Side {
                 compiled,
                 oracle: None,
-                oracle_of: 0,
                 workers: (0..WORKERS).map(|_| WorkerSide::default()).collect(),
                 entered: 0,
                 retries: 0,

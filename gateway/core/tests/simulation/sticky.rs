@@ -1,6 +1,6 @@
 //! Whose a key is, and which keys move when endpoints come, go and fall ill.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -177,6 +177,7 @@ fn bound(
     was: &BTreeMap<SocketAddr, u32>,
     is: &BTreeMap<SocketAddr, u32>,
 ) -> f64 {
+    // The entries of a ring for one endpoint, or its part of Maglev's table.
     let entries = |parts: &BTreeMap<SocketAddr, f64>, address: &SocketAddr| {
         let part = parts.get(address).copied().unwrap_or(0.0);
         let Balance::RingHash { min_size, max_size, .. } = balance else { return part };
@@ -184,18 +185,26 @@ fn bound(
         let size = ((least * f64::from(*min_size)).ceil() / least).min(f64::from(*max_size));
         part * size
     };
-    let all: Vec<&SocketAddr> = old.keys().chain(new.keys().filter(|a| !old.contains_key(a))).collect();
-    let size = |parts| all.iter().map(|a| entries(parts, a)).sum::<f64>();
-    let (old_size, new_size) = (size(old), size(new));
+    // Who cannot have keys leaves them to the others.
+    let of_usable = |parts: &BTreeMap<SocketAddr, f64>, usable: &BTreeMap<SocketAddr, u32>| {
+        usable.keys().map(|address| entries(parts, address)).sum::<f64>()
+    };
+    let (old_size, new_size) = (of_usable(old, was), of_usable(new, is));
+    let part = |parts: &BTreeMap<SocketAddr, f64>, usable: &BTreeMap<SocketAddr, u32>, address, size| {
+        if usable.contains_key(address) { entries(parts, address) / size } else { 0.0 }
+    };
+    let all: BTreeSet<&SocketAddr> = old.keys().chain(new.keys()).collect();
     let mut moved = 0.0;
-    for address in &all {
-        let (before, after) = (entries(old, address), entries(new, address));
-        // New entries take keys, those that are gone give them up.
-        moved += ((after - before) / new_size).max(0.0) + ((before - after) / old_size).max(0.0);
-        let changes = was.contains_key(*address) != is.contains_key(*address);
-        if changes && old.contains_key(*address) && new.contains_key(*address) {
-            moved += old[*address].max(new[*address]);
-        }
+    for address in all {
+        let (before, after) = (part(old, was, address, old_size), part(new, is, address, new_size));
+        moved += match (before > 0.0, after > 0.0) {
+            (true, true) => {
+                // New entries take keys, those that are gone give them up.
+                let more = entries(new, address) - entries(old, address);
+                (more / new_size).max(-more / old_size)
+            }
+            _ => after.max(before),
+        };
     }
     // A new member of Maglev's table shifts some places of all others.
     if matches!(balance, Balance::Maglev { .. }) { moved + 0.15 } else { moved }

@@ -31,17 +31,15 @@ impl Life {
     pub fn oracle(&mut self, slot: usize, pool: &Arc<CompiledPool>) -> Rc<Oracle> {
         let classes = oracle::classes(pool, &self.model, self.now_ms);
         let side = &mut self.pools[slot];
-        let known = side
-            .oracle
-            .as_ref()
-            .filter(|oracle| oracle.classes == classes && side.oracle_of == Arc::as_ptr(pool) as u64);
-        if let Some(known) = known {
+        if let Some((of, known)) = &side.oracle
+            && Arc::ptr_eq(of, pool)
+            && known.classes == classes
+        {
             return known.clone();
         }
         let new = Rc::new(Oracle::new(pool, classes));
         if Arc::ptr_eq(&side.compiled, pool) {
-            side.oracle = Some(new.clone());
-            side.oracle_of = Arc::as_ptr(pool) as u64;
+            side.oracle = Some((pool.clone(), new.clone()));
         }
         new
     }
