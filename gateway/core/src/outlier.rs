@@ -163,6 +163,10 @@ impl CompiledPool {
                     local.tally.requests += 1;
                     local.tally.successes += u32::from(matches!(seen, Seen::Status(..500)));
                 }
+                // What it does meanwhile is no reason to eject it again when it is back.
+                if endpoint.state.is_ejected(now_ms) {
+                    return None;
+                }
                 let reason = in_a_row(outlier, &endpoint.state.record, seen)?;
                 self.eject(outlier, endpoint, reason, now_ms, random)
             }
@@ -257,8 +261,13 @@ impl CompiledPool {
             counters.overflow.fetch_add(1, Relaxed);
             return None;
         }
-        let times = endpoint.state.record.times.load(Relaxed) + 1;
-        endpoint.state.record.times.store(times, Relaxed);
+        let record = &endpoint.state.record;
+        // It begins anew after that, however near the other counts were.
+        for in_a_row in [&record.in_a_row_5xx, &record.in_a_row_gateway, &record.in_a_row_local] {
+            reset(in_a_row);
+        }
+        let times = times_with_another(outlier, record.times.load(Relaxed));
+        record.times.store(times, Relaxed);
         let for_ms = ejection_ms(outlier, times, random as u32);
         endpoint.state.eject(now_ms, for_ms);
         counters.enforced[reason as usize].fetch_add(1, Relaxed);
@@ -342,6 +351,13 @@ fn enforcing(outlier: &Outlier, reason: Reason) -> u32 {
         Reason::FailurePercentage => outlier.enforcing_failure_percentage,
         Reason::Refused | Reason::Failures => 100,
     }
+}
+
+/// How often it was ejected, with this time; no more than it takes to reach the longest time, so that an endpoint that was
+/// bad for long is forgiven as soon as others.
+fn times_with_another(outlier: &Outlier, times: u32) -> u32 {
+    let enough = outlier.base_ejection_time.saturating_mul(times) >= outlier.max_ejection_time;
+    if enough && times > 0 { times } else { times + 1 }
 }
 
 /// The base time as often as it was ejected, up to the longest time, and a random addition.

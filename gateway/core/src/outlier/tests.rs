@@ -95,6 +95,42 @@ fn each_ejection_is_longer_and_quiet_intervals_forgive() {
 }
 
 #[test]
+fn an_endpoint_comes_back_with_a_clean_slate() {
+    let outlier = Outlier {
+        consecutive_5xx: 2,
+        consecutive_gateway_failure: 3,
+        enforcing_consecutive_gateway_failure: 100,
+        ..Outlier::default()
+    };
+    let pool = pool(10, Some(outlier));
+    let mut state = state(&pool);
+    let mut report =
+        |now| pool.report(&mut state, 0, Seen::Status(503), now, 0).map(|e| (e.reason, e.until_ms));
+    assert_eq!([report(0), report(0)], [None, Some((Reason::Consecutive5xx, 30_000))]);
+    // In a panic it is asked all the same.
+    assert_eq!([report(1), report(2), report(3)], [None; 3]);
+    assert_eq!(pool.shared.ejections.detected(Reason::Consecutive5xx), 1);
+    assert_eq!([report(30_000), report(30_000)], [None, Some((Reason::Consecutive5xx, 90_000))]);
+}
+
+#[test]
+fn what_was_bad_for_long_is_forgiven_as_soon_as_others() {
+    let outlier =
+        Outlier { consecutive_5xx: 1, max_ejection_time: Duration::from_mins(1), ..Outlier::default() };
+    let pool = pool(10, Some(outlier));
+    let mut state = state(&pool);
+    let eject =
+        |state: &mut PoolState, now| pool.report(state, 0, Seen::Status(500), now, 0).unwrap().until_ms;
+    let mut now = (0..100).fold(0, |now, _| eject(&mut state, now));
+    pool.tick(&mut state, now, &mut || 0);
+    for _ in 0..2 {
+        now += 10_000;
+        pool.tick(&mut state, now, &mut || 0);
+    }
+    assert_eq!(eject(&mut state, now) - now, 30_000);
+}
+
+#[test]
 fn jitter_comes_on_top() {
     let pool = pool(3, Some(Outlier { max_ejection_time_jitter: Duration::from_secs(8), ..eager() }));
     let ejection = pool.report(&mut state(&pool), 0, Seen::Reset, 0, u64::from(u32::MAX / 2)).unwrap();
