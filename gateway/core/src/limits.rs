@@ -132,8 +132,11 @@ impl PoolState {
         if let Some(settings) = limits.admission.as_deref() {
             Window::of(&mut self.limits.admission).count(settings, success, now_ms);
         }
-        if let Some(settings) = &limits.adaptive {
-            Gradient::of(&mut self.limits.gradient, settings, now_ms).leave(took, now_ms, random());
+        // Whatever the settings are now: one that entered under others must not bring those back.
+        if limits.adaptive.is_some()
+            && let Some(gradient) = &mut self.limits.gradient
+        {
+            gradient.leave(took, now_ms, random());
         }
     }
 

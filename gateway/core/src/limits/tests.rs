@@ -74,6 +74,19 @@ fn a_request_that_is_refused_for_one_limit_is_not_counted_for_another() {
 }
 
 #[test]
+fn who_entered_under_other_settings_does_not_bring_them_back() {
+    let with = |min_concurrency| {
+        let adaptive = ir::AdaptiveConcurrency { min_concurrency, ..Default::default() };
+        pool(PoolLimits { adaptive: Some(Arc::new(adaptive)), ..PoolLimits::default() })
+    };
+    let (old, new) = (with(3), with(7));
+    let mut state = PoolState::default();
+    assert_eq!([state.enter(&old, 0, &mut || 1), state.enter(&new, 0, &mut || 1)], [Ok(()); 2]);
+    state.leave(&old, Duration::ZERO, true, 0, &mut || 1);
+    assert_eq!(state.concurrency_limit(), Some(7));
+}
+
+#[test]
 fn pools_without_limits_need_not_be_asked() {
     assert!(!pool(PoolLimits::default()).limits_requests());
 }
