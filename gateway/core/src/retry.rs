@@ -33,6 +33,50 @@ pub enum Trouble<'a> {
     },
 }
 
+/// Tries that a request has without its route asking for them.
+pub const UNASKED_TRIES: u32 = 3;
+
+/// Whether a request may be sent once more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// It may not.
+    No,
+    /// Its route would want it, but has had the tries that it allows.
+    Exhausted,
+    /// It may.
+    Yes {
+        /// Its route wants it; without that the same endpoint is not tried twice.
+        asked: bool,
+        /// An endpoint may have begun to work on it, so it counts against the pool's budget.
+        budgeted: bool,
+    },
+}
+
+/// Whether another try may follow this trouble, which is that of the last of `failed + 1` tries.
+///
+/// Never twice for what is not safe unless asked: what no endpoint has begun is tried elsewhere whatever the route says,
+/// and so is what may be repeated (RFC 9110 section 9.2.2), but for a try whose time was up: a second one takes as long.
+/// All else is repeated only where the route's own conditions want it.
+pub fn repeat(policy: Option<&Retry>, trouble: &Trouble<'_>, idempotent: bool, failed: u32) -> Repeat {
+    let asked = policy.filter(|policy| wants(policy, trouble));
+    let (begun, unasked) = match trouble {
+        Trouble::NoConnection => (false, true),
+        Trouble::Reset { before_request, refused_stream } => {
+            let begun = !before_request && !refused_stream;
+            (begun, !begun || idempotent)
+        }
+        Trouble::TryTimedOut | Trouble::Response { .. } => (true, false),
+    };
+    let tries = asked.map_or(0, |policy| policy.attempts.saturating_add(1));
+    if failed + 1 < tries.max(if unasked { UNASKED_TRIES } else { 0 }) {
+        Repeat::Yes { asked: asked.is_some(), budgeted: begun }
+    } else if asked.is_some() {
+        Repeat::Exhausted
+    } else {
+        Repeat::No
+    }
+}
+
 /// Whether the route wants another try after this.
 pub fn wants(retry: &Retry, trouble: &Trouble<'_>) -> bool {
     let on = retry.on;
@@ -216,6 +260,37 @@ mod tests {
             let headers = fields(lines);
             let trouble = Trouble::Response { status, headers: &headers, grpc };
             assert_eq!(wants(&on(words), &trouble), expected, "{words}: {status} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn never_twice_for_what_is_not_safe_unless_asked() {
+        let unsent = Trouble::Reset { before_request: true, refused_stream: false };
+        let refused = Trouble::Reset { before_request: false, refused_stream: true };
+        let headers = fields(&[]);
+        let bad = Trouble::Response { status: 503, headers: &headers, grpc: false };
+        let asking = Retry { attempts: 1, ..on("5xx") };
+        let yes = |asked, budgeted| Repeat::Yes { asked, budgeted };
+        for (policy, trouble, idempotent, failed, expected) in [
+            (None, &Trouble::NoConnection, false, 0, yes(false, false)),
+            (None, &Trouble::NoConnection, false, 1, yes(false, false)),
+            (None, &Trouble::NoConnection, false, 2, Repeat::No),
+            (None, &unsent, false, 0, yes(false, false)),
+            (None, &refused, false, 0, yes(false, false)),
+            (None, &RESET, false, 0, Repeat::No),
+            (None, &RESET, true, 0, yes(false, true)),
+            (None, &Trouble::TryTimedOut, true, 0, Repeat::No),
+            (None, &bad, true, 0, Repeat::No),
+            (Some(&asking), &RESET, false, 0, yes(true, true)),
+            (Some(&asking), &Trouble::TryTimedOut, false, 0, yes(true, true)),
+            (Some(&asking), &bad, false, 0, yes(true, true)),
+            (Some(&asking), &bad, false, 1, Repeat::Exhausted),
+            (Some(&asking), &RESET, true, 1, yes(true, true)),
+            (Some(&asking), &Trouble::NoConnection, false, 2, Repeat::Exhausted),
+            (Some(&on("connect-failure")), &RESET, false, 0, Repeat::No),
+        ] {
+            let got = repeat(policy, trouble, idempotent, failed);
+            assert_eq!(got, expected, "{policy:?} {trouble:?} {idempotent} {failed}");
         }
     }
 

@@ -42,8 +42,6 @@ use crate::telemetry::{Outcome, Stages};
 
 /// Longest time without a byte moving on either side of an exchange (Envoy's stream idle timeout).
 pub(super) const STREAM_IDLE: Duration = Duration::from_mins(5);
-/// Endpoints tried at most when connections cannot be opened, retries of the route apart.
-pub(super) const CONNECT_TRIES: u32 = 3;
 /// Kept connections found closed at most, one after the other.
 pub(super) const STALE_TRIES: u32 = 16;
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::mirror::{CompiledMirror, MirrorState};
+use fieldgate_core::retry::UNASKED_TRIES;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::{HeaderId, Method, RequestHead};
 use fieldgate_wire::h1::{BodyKind, HeadLimits, Malformed, parse_response};
@@ -26,7 +27,7 @@ use smallvec::SmallVec;
 use self::queue::Queue;
 pub use self::queue::Tee;
 use super::capacity::{self, NoPlace};
-use super::exchange::{self, CONNECT_TRIES, Failure, Opened, STALE_TRIES};
+use super::exchange::{self, Failure, Opened, STALE_TRIES};
 use super::side::{Piece, Side, SideError};
 use super::{Current, Worker};
 use crate::telemetry::{MirrorCounts, MirrorOutcome};
@@ -194,7 +195,7 @@ impl Flight {
                 }
                 Failure::Connect(_) => {
                     tried.push(address);
-                    if tried.len() >= CONNECT_TRIES as usize {
+                    if tried.len() >= UNASKED_TRIES as usize {
                         return MirrorOutcome::Failed;
                     }
                 }

@@ -6,12 +6,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use fieldgate_core::ir::Retry;
 use fieldgate_core::limits::RetryPass;
-use fieldgate_core::retry::{self, Trouble};
+use fieldgate_core::retry::{self, Repeat, Trouble};
 use fieldgate_core::{Headers, ResponseHead};
 use fieldgate_wire::h1::BodyKind;
 use smallvec::SmallVec;
 
-use super::{Answered, CONNECT_TRIES, Failure, Forward, Log, Request, STALE_TRIES};
+use super::{Answered, Failure, Forward, Log, Request, STALE_TRIES};
 use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
@@ -108,7 +108,7 @@ impl<'w> Tries<'w> {
         address: SocketAddr,
     ) -> Next {
         let idempotent = request.head.method.is_idempotent();
-        let (trouble, unsent) = match &failure {
+        let trouble = match &failure {
             Failure::ClientGone => return Next::ClientGone,
             // Another worker was faster.
             Failure::Full => {
@@ -130,36 +130,36 @@ impl<'w> Tries<'w> {
             Failure::ClientError(_) | Failure::Refused(_) => {
                 return Next::Answer(answer(failure, request, log));
             }
-            Failure::Connect(_) => (Trouble::NoConnection, true),
+            Failure::Connect(_) => Trouble::NoConnection,
             Failure::Broken { unsent, .. } => {
-                (Trouble::Reset { before_request: *unsent, refused_stream: *unsent }, *unsent)
+                Trouble::Reset { before_request: *unsent, refused_stream: *unsent }
             }
-            Failure::Timeout => (Trouble::TryTimedOut, false),
+            Failure::Timeout => Trouble::TryTimedOut,
         };
         if let Failure::Timeout = failure
             && to.limit.is_some_and(|limit| Instant::now() >= limit)
         {
             return Next::Answer(answer(failure, request, log));
         }
-        let asked = to.rule.ir.retry.as_deref().filter(|retry| retry::wants(retry, &trouble));
-        // What no endpoint has begun, and what may be repeated, is tried elsewhere whatever the route says.
-        let elsewhere = unsent || idempotent && !matches!(failure, Failure::Timeout);
-        let tries =
-            asked.map_or(0, |retry| retry.attempts + 1).max(if elsewhere { CONNECT_TRIES } else { 0 });
-        let again = if self.failed + 1 >= tries {
-            log.exhausted = asked.is_some();
-            None
-        } else if !repeatable(to, log) || !unsent && !self.within_budget(to, log) {
-            None
-        } else if asked.is_some() {
-            self.pause(to, None, log)
-        } else {
-            Some(Duration::ZERO)
+        let verdict = retry::repeat(to.rule.ir.retry.as_deref(), &trouble, idempotent, self.failed);
+        let asked = matches!(verdict, Repeat::Yes { asked: true, .. });
+        let again = match verdict {
+            Repeat::Yes { budgeted, .. }
+                if !repeatable(to, log) || budgeted && !self.within_budget(to, log) =>
+            {
+                None
+            }
+            Repeat::Yes { asked: true, .. } => self.pause(to, None, log),
+            Repeat::Yes { asked: false, .. } => Some(Duration::ZERO),
+            Repeat::Exhausted | Repeat::No => {
+                log.exhausted = verdict == Repeat::Exhausted;
+                None
+            }
         };
         self.count(to, address);
         match again {
             // Without being asked for, the same endpoint is not tried twice.
-            Some(pause) if asked.is_some() || !self.tried.is_empty() => Next::Again(pause),
+            Some(pause) if asked || !self.tried.is_empty() => Next::Again(pause),
             _ => Next::Answer(answer(failure, request, log)),
         }
     }
