@@ -53,7 +53,9 @@ impl Life {
                 open.pop_front().into_iter().for_each(|address| state.finished(address));
             }
         }
-        open.into_iter().for_each(|address| state.finished(address));
+        for address in open {
+            state.finished(address);
+        }
         counts
     }
 

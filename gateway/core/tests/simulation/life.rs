@@ -107,7 +107,9 @@ impl Statistics {
             (&mut self.stretches, other.stretches),
             (&mut self.moved, other.moved),
         ];
-        sum.into_iter().for_each(|(to, n)| *to += n);
+        for (to, n) in sum {
+            *to += n;
+        }
         other.again.iter().for_each(|(why, n)| *self.again.entry(why).or_default() += n);
     }
 }

@@ -21,6 +21,9 @@ use crate::worker::{Worker, forward};
 /// How long a client may take to accept the last of a response that is cut short.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// Turns that an HTTP/2 connection gets to send what it has before a stream of it is reset.
+const TURNS: usize = 2;
+
 /// Sends a response of our own.
 pub(super) async fn send_answer(
     mut down: Side,
@@ -172,6 +175,12 @@ pub(super) async fn respond(
                     Some((Side::H1(side), false))
                 }
                 down => {
+                    if matches!(down, Side::H2(_)) && !matches!(end, End::Client(_)) {
+                        // A reset takes with it what waits to be sent, perhaps the head: the connection goes first.
+                        for _ in 0..TURNS {
+                            tokio::task::yield_now().await;
+                        }
+                    }
                     down.abort(Reason::INTERNAL_ERROR);
                     None
                 }
