@@ -21,7 +21,7 @@ impl Life {
         let oracle = self.oracle(slot, &pool);
         self.check_keys(slot);
         let hopeless = oracle.right(None, 0).endpoints == 0;
-        if hopeless || oracle.vague || pool.ir.spread.slow_start.is_some() || pool.ir.spread.fail_in_panic {
+        if hopeless || pool.ir.spread.slow_start.is_some() || pool.ir.spread.fail_in_panic {
             return;
         }
         // A new worker has nothing in flight: all balancers go by weight then.
@@ -99,7 +99,7 @@ impl Life {
         let checked = self.model.agrees(&pool, self.now_ms);
         self.check(checked);
         let oracle = self.oracle(slot, &pool);
-        if oracle.right(None, 0).endpoints == 0 || !oracle.is_regular() || oracle.vague {
+        if oracle.right(None, 0).endpoints == 0 || !oracle.is_regular() {
             return;
         }
         let mut state = std::mem::take(&mut self.pools[slot].workers[worker].state);

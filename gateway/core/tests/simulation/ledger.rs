@@ -67,7 +67,7 @@ impl Stretch {
     /// Whether shares were honoured and nobody starved.
     pub fn check(&self) -> Checked {
         let (pool, oracle) = (&self.pool, &self.oracle);
-        if !self.is_long() || !oracle.is_regular() || oracle.vague || pool.ir.spread.slow_start.is_some() {
+        if !self.is_long() || !oracle.is_regular() || pool.ir.spread.slow_start.is_some() {
             return Ok(());
         }
         let by_weight_alone = match pool.ir.balance {

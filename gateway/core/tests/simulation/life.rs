@@ -138,7 +138,7 @@ pub struct Life {
 }
 
 /// Events that are shown of a seed that fails.
-const TRACED: usize = 200;
+const TRACED: usize = 1000;
 
 impl Life {
     pub fn new(seed: u64, traced: bool) -> Self {
@@ -251,6 +251,7 @@ impl Life {
             let chance = &mut self.chance;
             let ejections = compiled.tick(&mut workers[worker].state, self.now_ms, &mut || chance.next());
             let pool = compiled.clone();
+            self.model.ticked(&pool, slot);
             for ejection in ejections {
                 self.trace(|| format!("tick of worker {worker}: {ejection:?}"));
                 self.statistics.ejections += u64::from(ejection.enforced);

@@ -1,6 +1,8 @@
 //! What the simulation knows of endpoints from what it did to them and from what it was told, to compare with what core
 //! says of them.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use fieldgate_core::balance::{CompiledEndpoint, CompiledPool, EndpointState};
@@ -17,18 +19,33 @@ struct Known {
     degraded: bool,
     drained: bool,
     until_ms: u64,
-    /// Tries since the last that was no failure, whatever kind of failures; `None` is not known.
-    failures: Option<u32>,
-    last_failure_ms: u64,
-    /// Ejected and not answered since, where nothing is configured.
-    doubted: bool,
+    rows: Rows,
+    doubts: Doubts,
+}
+
+/// What came in a row, as Envoy counts it.
+#[derive(Default)]
+struct Rows {
+    server_errors: u32,
+    gateway_errors: u32,
+    local: u32,
+}
+
+/// What is remembered of an endpoint where nothing is configured.
+#[derive(Default)]
+struct Doubts {
+    failures: u32,
+    /// Ejections without an answer since.
+    ejections: u32,
 }
 
 #[derive(Default)]
 pub struct Model {
     known: FxHashMap<usize, Known>,
-    /// Goes up with each change that may bear on a choice.
-    pub version: u64,
+    /// Rates follow the address, also when it comes back.
+    last_failure_ms: BTreeMap<SocketAddr, u64>,
+    /// Pools in which rates are judged.
+    judged: BTreeSet<usize>,
 }
 
 /// What is wrong, in words.
@@ -45,33 +62,37 @@ fn known<'m>(all: &'m mut FxHashMap<usize, Known>, state: &Arc<EndpointState>) -
         degraded: false,
         drained: false,
         until_ms: 0,
-        failures: Some(0),
-        last_failure_ms: 0,
-        doubted: false,
+        rows: Rows::default(),
+        doubts: Doubts::default(),
     })
 }
 
 impl Model {
     /// Another snapshot has come. States that nobody holds any more are forgotten.
     pub fn compiled(&mut self, pool: &CompiledPool) {
-        self.version += 1;
         self.known.retain(|_, known| Arc::strong_count(&known.state) > 1);
         for endpoint in &pool.endpoints {
-            let known = known(&mut self.known, &endpoint.state);
-            if pool.ir.outlier.is_none() {
-                // Rows are not counted meanwhile.
-                known.failures = None;
+            known(&mut self.known, &endpoint.state);
+        }
+    }
+
+    /// A worker's second is over. What was seen is forgotten once detection is gone.
+    pub fn ticked(&mut self, pool: &CompiledPool, slot: usize) {
+        if pool.ir.outlier.is_some() {
+            self.judged.insert(slot);
+        } else if self.judged.remove(&slot) {
+            for endpoint in &pool.endpoints {
+                known(&mut self.known, &endpoint.state).rows = Rows::default();
             }
         }
     }
 
     pub fn set_healthy(&mut self, state: &Arc<EndpointState>, healthy: bool) -> Checked {
-        self.version += 1;
         let known = known(&mut self.known, state);
         let news = state.set_healthy(healthy);
         if news && healthy {
             known.until_ms = 0;
-            known.doubted = false;
+            known.doubts = Doubts::default();
         }
         let right = news == (known.healthy != healthy);
         known.healthy = healthy;
@@ -79,13 +100,11 @@ impl Model {
     }
 
     pub fn set_degraded(&mut self, state: &Arc<EndpointState>, degraded: bool) {
-        self.version += 1;
         known(&mut self.known, state).degraded = degraded;
         state.set_degraded(degraded);
     }
 
     pub fn set_drained(&mut self, state: &Arc<EndpointState>, drained: bool) {
-        self.version += 1;
         known(&mut self.known, state).drained = drained;
         state.set_drained(drained);
     }
@@ -99,26 +118,37 @@ impl Model {
         said: Option<Ejection>,
         now_ms: u64,
     ) -> Checked {
-        let state = &pool.endpoints[at].state;
-        let known = known(&mut self.known, state);
-        match seen {
-            Seen::Status(..500) => known.failures = Some(0),
-            _ => {
-                known.failures = known.failures.map(|n| n + 1);
-                known.last_failure_ms = now_ms;
+        let endpoint = &pool.endpoints[at];
+        let others = self.ejected_of(pool, now_ms);
+        let of = known(&mut self.known, &endpoint.state);
+        if !matches!(seen, Seen::Status(..500)) {
+            self.last_failure_ms.insert(endpoint.address(), now_ms);
+        }
+        let is_ejected = of.until_ms > now_ms;
+        let right = match pool.ir.outlier.as_deref() {
+            None => of.doubt(seen, now_ms) == said.map(|e| (e.reason, e.until_ms)),
+            Some(outlier) => {
+                let row = of.rows.count(outlier, seen);
+                let room = others == 0 || others < most_ejected(outlier, pool);
+                match (row, said) {
+                    (None, said) => said.is_none(),
+                    (Some((reason, 0)), said) => said.is_some_and(|e| e.reason == reason && !e.enforced),
+                    (Some((_, 100)), None) => is_ejected || !room,
+                    (Some((_, enforcing)), None) => enforcing > 0 && (is_ejected || !room),
+                    (Some((reason, enforcing)), Some(e)) => {
+                        e.reason == reason
+                            && (e.enforced && room && !is_ejected || !e.enforced && enforcing < 100)
+                    }
+                }
             }
+        };
+        if !right || said.is_some_and(|e| e.address != endpoint.address()) {
+            let address = endpoint.address();
+            return Err(format!(
+                "{said:?} after {seen:?} of {address}, ejected: {is_ejected}, {others} in all"
+            ));
         }
-        if pool.ir.outlier.is_none() && matches!(seen, Seen::Status(_)) {
-            self.version += u64::from(known.until_ms != 0);
-            (known.until_ms, known.doubted, known.failures) = (0, false, None);
-        }
-        match said {
-            Some(ejection) if ejection.address != state.address => {
-                Err(format!("{ejection:?} after a try at {}", state.address))
-            }
-            Some(ejection) => self.ejected(pool, &ejection, now_ms),
-            None => Ok(()),
-        }
+        said.map_or(Ok(()), |ejection| self.ejected(pool, &ejection, now_ms))
     }
 
     /// Somebody said that an endpoint of this pool is ejected, or would be.
@@ -127,7 +157,6 @@ impl Model {
             return Err(format!("{ejection:?} is of no endpoint of the pool"));
         };
         let of = known(&mut self.known, &endpoint.state);
-        justified(of, pool.ir.outlier.as_deref(), ejection, now_ms)?;
         if !ejection.enforced {
             return Ok(());
         }
@@ -135,22 +164,21 @@ impl Model {
             return Err(format!("{ejection:?}, but it is ejected until {}", of.until_ms));
         }
         of.until_ms = ejection.until_ms;
-        of.doubted = pool.ir.outlier.is_none();
-        self.version += 1;
-        match pool.ir.outlier.as_deref() {
-            None => Ok(()),
-            Some(outlier) => {
-                let ejected = pool.endpoints.iter().filter(|e| self.is_ejected(e, now_ms)).count();
-                let most = (pool.endpoints.len() * outlier.max_ejection_percent as usize / 100).max(1);
-                let n = pool.endpoints.len();
-                if ejected <= most {
-                    return Ok(());
-                }
-                Err(format!(
-                    "{ejection:?}: {ejected} of {n} are ejected; {most} may be (max_ejection_percent)"
-                ))
-            }
+        let last_failure_ms = self.last_failure_ms.get(&ejection.address).copied().unwrap_or(0);
+        let Some(outlier) = pool.ir.outlier.as_deref() else { return Ok(()) };
+        check_time(outlier, ejection, last_failure_ms, now_ms)?;
+        let (ejected, most, n) =
+            (self.ejected_of(pool, now_ms), most_ejected(outlier, pool), pool.endpoints.len());
+        if ejected > most {
+            return Err(format!(
+                "{ejection:?}: {ejected} of {n} are ejected; {most} may be (max_ejection_percent)"
+            ));
         }
+        Ok(())
+    }
+
+    fn ejected_of(&self, pool: &CompiledPool, now_ms: u64) -> usize {
+        pool.endpoints.iter().filter(|e| self.is_ejected(e, now_ms)).count()
     }
 
     /// Whether core agrees about the endpoints of a pool.
@@ -188,38 +216,95 @@ impl Model {
     }
 }
 
-/// Whether enough has happened for such a verdict, and it is for no longer than it may be.
-fn justified(of: &Known, outlier: Option<&Outlier>, ejection: &Ejection, now_ms: u64) -> Checked {
-    let Some(outlier) = outlier else {
-        let right = matches!(ejection.reason, Reason::Refused | Reason::Failures);
-        let for_ms = ejection.until_ms - now_ms;
-        return if right && (1000..=30_000).contains(&for_ms) {
-            Ok(())
-        } else {
-            Err(format!("{ejection:?}"))
-        };
-    };
-    let in_a_row = |least: u32| least > 0 && of.failures.is_none_or(|n| n >= least);
+/// One may always be.
+fn most_ejected(outlier: &Outlier, pool: &CompiledPool) -> usize {
+    (pool.endpoints.len() * outlier.max_ejection_percent as usize / 100).max(1)
+}
+
+/// Whether an ejection is for no longer than it may be, and for nothing that is long past.
+fn check_time(outlier: &Outlier, ejection: &Ejection, last_failure_ms: u64, now_ms: u64) -> Checked {
     // The interval may have been longer when it began.
-    let lately = of.last_failure_ms + LONGEST_INTERVAL_MS + 2_000 >= now_ms;
-    let right = match ejection.reason {
-        Reason::Consecutive5xx => in_a_row(outlier.consecutive_5xx),
-        Reason::ConsecutiveGatewayFailure => in_a_row(outlier.consecutive_gateway_failure),
-        Reason::ConsecutiveLocalOriginFailure => in_a_row(outlier.consecutive_local_origin_failure),
-        Reason::SuccessRate | Reason::FailurePercentage => lately,
-        Reason::Refused | Reason::Failures => false,
-    };
-    if !right {
-        return Err(format!(
-            "{ejection:?} after {:?} failures in a row, the last at {}",
-            of.failures, of.last_failure_ms
-        ));
+    if last_failure_ms + LONGEST_INTERVAL_MS + 2_000 < now_ms {
+        return Err(format!("{ejection:?} at {now_ms}, though the last failure was at {last_failure_ms}"));
     }
     let base = outlier.base_ejection_time.as_millis() as u64;
     let longest = base.max(outlier.max_ejection_time.as_millis() as u64)
         + outlier.max_ejection_time_jitter.as_millis() as u64;
-    if ejection.enforced && !(base..=longest).contains(&(ejection.until_ms - now_ms)) {
+    if !(base..=longest).contains(&(ejection.until_ms - now_ms)) {
         return Err(format!("{ejection:?} at {now_ms}: not from {base} to {longest} ms"));
     }
     Ok(())
+}
+
+impl Rows {
+    /// Which row is full with this, and how many percent of such are enforced.
+    fn count(&mut self, outlier: &Outlier, seen: Seen) -> Option<(Reason, u32)> {
+        let full = |row: &mut u32, enough: u32| {
+            *row += u32::from(enough > 0);
+            let full = enough > 0 && *row >= enough;
+            if full {
+                *row = 0;
+            }
+            full
+        };
+        let status = match seen {
+            Seen::Status(status) => status,
+            _ if outlier.split_external_local_origin_errors => {
+                return full(&mut self.local, outlier.consecutive_local_origin_failure).then_some((
+                    Reason::ConsecutiveLocalOriginFailure,
+                    outlier.enforcing_consecutive_local_origin_failure,
+                ));
+            }
+            _ => 503,
+        };
+        if matches!(seen, Seen::Status(_)) {
+            self.local = 0;
+        }
+        if status < 500 {
+            (self.server_errors, self.gateway_errors) = (0, 0);
+            return None;
+        }
+        let gateway = match status {
+            502..=504 => full(&mut self.gateway_errors, outlier.consecutive_gateway_failure),
+            _ => {
+                self.gateway_errors = 0;
+                false
+            }
+        };
+        let server = full(&mut self.server_errors, outlier.consecutive_5xx);
+        let by_server = (Reason::Consecutive5xx, outlier.enforcing_consecutive_5xx);
+        let by_gateway = (Reason::ConsecutiveGatewayFailure, outlier.enforcing_consecutive_gateway_failure);
+        match (server, gateway) {
+            // Of two, one that is enforced.
+            (true, true) if by_server.1 == 0 => Some(by_gateway),
+            (true, _) => Some(by_server),
+            (false, true) => Some(by_gateway),
+            (false, false) => None,
+        }
+    }
+}
+
+impl Known {
+    /// What becomes of it where nothing is configured: ejected for this reason, until then.
+    fn doubt(&mut self, seen: Seen, now_ms: u64) -> Option<(Reason, u64)> {
+        let reason = match seen {
+            Seen::Status(_) => {
+                self.doubts = Doubts::default();
+                self.until_ms = 0;
+                return None;
+            }
+            Seen::ConnectFailed => Reason::Refused,
+            Seen::Reset | Seen::TimedOut => {
+                self.doubts.failures += 1;
+                Reason::Failures
+            }
+        };
+        let enough = reason == Reason::Refused || self.doubts.failures >= 3 || self.doubts.ejections > 0;
+        if !enough || self.until_ms > now_ms {
+            return None;
+        }
+        let seconds = (1u64 << self.doubts.ejections.min(5)).min(30);
+        self.doubts = Doubts { failures: 0, ejections: self.doubts.ejections + 1 };
+        Some((reason, now_ms + seconds * 1000))
+    }
 }

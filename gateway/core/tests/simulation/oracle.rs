@@ -2,6 +2,8 @@
 //! levels", "Panic threshold", "Degraded endpoints", "Locality weighted load balancing"), with a look at every endpoint
 //! each time.
 
+use std::collections::BTreeMap;
+
 use fieldgate_core::balance::{CompiledPool, NoEndpoint};
 use fieldgate_core::ir::{Localities, Locality};
 
@@ -43,8 +45,6 @@ pub struct Oracle {
     /// The same, divided among localities.
     groups: Vec<Group>,
     fail_in_panic: bool,
-    /// Localities are as they are in core: only who may be chosen is known, not with which share.
-    pub vague: bool,
 }
 
 /// What a choice may give.
@@ -80,7 +80,6 @@ impl Oracle {
             shares: Vec::new(),
             groups: Vec::new(),
             fail_in_panic: pool.ir.spread.fail_in_panic,
-            vague: matches!(pool.ir.spread.localities, Localities::ZoneAware { .. }),
             classes,
         };
         oracle.shares = oracle.divide_among_priorities(pool);
@@ -159,7 +158,13 @@ impl Oracle {
     }
 
     fn divide_among_zones(&self, pool: &CompiledPool, share: &Group) -> Vec<Group> {
-        let Localities::Weighted(weights) = &pool.ir.spread.localities else { return vec![share.clone()] };
+        let weights = match &pool.ir.spread.localities {
+            Localities::Weighted(weights) => weights,
+            Localities::ZoneAware { own, min_endpoints, enabled } => {
+                return self.prefer_zone(pool, share, &own.zone, *min_endpoints, *enabled);
+            }
+            Localities::Ignored => return vec![share.clone()],
+        };
         let Some(level) = self.levels.iter().find(|l| *l & share.members != 0) else { return Vec::new() };
         if !matches!(share.kind, Kind::Healthy | Kind::Degraded) {
             return vec![share.clone()];
@@ -188,10 +193,62 @@ impl Oracle {
             .collect()
     }
 
+    /// The first priority's healthy endpoints in the own zone have the zone's part; what is beyond their number goes to
+    /// zones that have more than their part.
+    fn prefer_zone(
+        &self,
+        pool: &CompiledPool,
+        share: &Group,
+        own: &str,
+        least: u32,
+        enabled: u32,
+    ) -> Vec<Group> {
+        let all = || vec![share.clone()];
+        let first = self.levels.first().copied().unwrap_or(0);
+        if share.kind != Kind::Healthy || share.members & !first != 0 {
+            return all();
+        }
+        let zone_of = |at: usize| pool.endpoints[at].ir.zone().map(str::to_owned);
+        let there = first & !self.of(Class::Draining);
+        let mut zones: BTreeMap<Option<String>, u64> = BTreeMap::new();
+        for at in (0..self.classes.len()).filter(|at| there >> at & 1 == 1) {
+            *zones.entry(zone_of(at)).or_default() |= share.members & 1 << at;
+        }
+        let near = zones.get(&Some(own.to_owned())).copied().unwrap_or(0);
+        let n = |set: u64| f64::from(set.count_ones());
+        if zones.len() < 2 || near == 0 || share.members.count_ones() < least {
+            return all();
+        }
+        let fair = n(share.members) / zones.len() as f64;
+        let stays = (n(near) / fair).min(1.0);
+        let spare: Vec<(u64, f64)> = zones
+            .values()
+            .filter(|zone| **zone != near)
+            .map(|zone| (*zone, n(*zone) - fair))
+            .filter(|(_, spare)| *spare > 0.0)
+            .collect();
+        let sum: f64 = spare.iter().map(|(_, spare)| spare).sum();
+        if stays < 1.0 && sum == 0.0 {
+            return all();
+        }
+        let mut parts = vec![(near, stays)];
+        parts.extend(spare.iter().map(|(zone, spare)| (*zone, (1.0 - stays) * spare / sum)));
+        let enabled = f64::from(enabled) / 100.0;
+        for (_, part) in &mut parts {
+            *part *= enabled;
+        }
+        parts.push((share.members, 1.0 - enabled));
+        parts.retain(|(_, part)| *part > 0.0);
+        parts
+            .iter()
+            .map(|(members, part)| Group { members: *members, share: share.share * part, ..*share })
+            .collect()
+    }
+
     /// For a request that was sent to those of `tried`.
     pub fn right(&self, hash: Option<u64>, tried: u64) -> Right {
         let mut right = Right { endpoints: 0, errors: Vec::new() };
-        let mut rest = self.groups.is_empty() || self.vague && tried != 0;
+        let mut rest = self.groups.is_empty();
         let by_hash = hash.map(|hash| self.share_of(hash));
         let groups = match &by_hash {
             Some(Some(group)) => std::slice::from_ref(group),
