@@ -127,17 +127,17 @@ impl Model {
         let is_ejected = of.until_ms > now_ms;
         let right = match pool.ir.outlier.as_deref() {
             None => of.doubt(seen, now_ms) == said.map(|e| (e.reason, e.until_ms)),
+            // What it does while it is ejected is no reason to eject it again.
+            Some(_) if is_ejected => said.is_none(),
             Some(outlier) => {
                 let row = of.rows.count(outlier, seen);
                 let room = others == 0 || others < most_ejected(outlier, pool);
                 match (row, said) {
                     (None, said) => said.is_none(),
                     (Some((reason, 0)), said) => said.is_some_and(|e| e.reason == reason && !e.enforced),
-                    (Some((_, 100)), None) => is_ejected || !room,
-                    (Some((_, enforcing)), None) => enforcing > 0 && (is_ejected || !room),
+                    (Some((_, enforcing)), None) => enforcing > 0 && !room,
                     (Some((reason, enforcing)), Some(e)) => {
-                        e.reason == reason
-                            && (e.enforced && room && !is_ejected || !e.enforced && enforcing < 100)
+                        e.reason == reason && (e.enforced && room || !e.enforced && enforcing < 100)
                     }
                 }
             }
@@ -166,6 +166,7 @@ impl Model {
         of.until_ms = ejection.until_ms;
         let last_failure_ms = self.last_failure_ms.get(&ejection.address).copied().unwrap_or(0);
         let Some(outlier) = pool.ir.outlier.as_deref() else { return Ok(()) };
+        of.rows = Rows::default();
         check_time(outlier, ejection, last_failure_ms, now_ms)?;
         let (ejected, most, n) =
             (self.ejected_of(pool, now_ms), most_ejected(outlier, pool), pool.endpoints.len());
