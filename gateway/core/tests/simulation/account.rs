@@ -8,12 +8,12 @@ use std::time::Duration;
 use fieldgate_core::Headers;
 use fieldgate_core::balance::CompiledPool;
 use fieldgate_core::ir::{Retry, RetryOn};
-use fieldgate_core::retry::{self, Trouble};
+use fieldgate_core::retry::{self, Repeat, Trouble};
 
 use crate::world::Outcome;
 
-/// Tries of what no endpoint has begun, or what may be repeated, without being asked for.
-const CONNECT_TRIES: u32 = 3;
+/// Tries of what no endpoint has begun, or what may be repeated, without being asked for. Not core's own: it is checked.
+const UNASKED_TRIES: u32 = 3;
 /// Kept connections that may turn out closed.
 const STALE_TRIES: u32 = 16;
 
@@ -51,11 +51,8 @@ impl Account {
         let Some(route) = self.route.clone() else { return Next::Over };
         let (status, headers) = response(outcome);
         let trouble = Trouble::Response { status, headers: &headers, grpc: false };
-        if !retry::wants(&route, &trouble)
-            || self.failed >= route.attempts
-            || self.body_gone
-            || !(now.budget)()
-        {
+        let repeat = retry::repeat(Some(&route), &trouble, self.idempotent, self.failed);
+        if !matches!(repeat, Repeat::Yes { .. }) || self.body_gone || !(now.budget)() {
             return Next::Over;
         }
         match self.pause(Some(&headers), now) {
@@ -69,7 +66,7 @@ impl Account {
 
     /// What follows a try that had no response.
     pub fn after_failure(&mut self, outcome: Outcome, address: SocketAddr, now: &mut Now<'_>) -> Next {
-        let (trouble, unsent) = match outcome {
+        let trouble = match outcome {
             Outcome::Stale { unsent }
                 if (unsent || self.idempotent) && !self.body_gone && self.stale < STALE_TRIES =>
             {
@@ -77,22 +74,20 @@ impl Account {
                 return Next::Again(Duration::ZERO);
             }
             Outcome::Nothing if now.ms >= now.limit_ms => return Next::Over,
-            Outcome::Nothing => (Trouble::TryTimedOut, false),
+            Outcome::Nothing => Trouble::TryTimedOut,
             Outcome::Reset { unsent } | Outcome::Stale { unsent } => {
-                (Trouble::Reset { before_request: unsent, refused_stream: unsent }, unsent)
+                Trouble::Reset { before_request: unsent, refused_stream: unsent }
             }
-            Outcome::Refused | Outcome::Status(_) | Outcome::Busy(..) => (Trouble::NoConnection, true),
+            Outcome::Refused | Outcome::Status(_) | Outcome::Busy(..) => Trouble::NoConnection,
         };
-        let asked = self.route.as_ref().filter(|route| retry::wants(route, &trouble));
-        let is_asked = asked.is_some();
-        let elsewhere = unsent || self.idempotent && outcome != Outcome::Nothing;
-        let tries =
-            asked.map_or(0, |route| route.attempts + 1).max(if elsewhere { CONNECT_TRIES } else { 0 });
-        let out_of_tries = self.failed + 1 >= tries || self.body_gone;
-        let again = match () {
-            () if out_of_tries || !unsent && !(now.budget)() => None,
-            () if is_asked => self.pause(None, now),
-            () => Some(Duration::ZERO),
+        let repeat = retry::repeat(self.route.as_deref(), &trouble, self.idempotent, self.failed);
+        let is_asked = matches!(repeat, Repeat::Yes { asked: true, .. });
+        let again = match repeat {
+            Repeat::Yes { .. } if self.body_gone => None,
+            Repeat::Yes { budgeted: true, .. } if !(now.budget)() => None,
+            Repeat::Yes { asked: true, .. } => self.pause(None, now),
+            Repeat::Yes { .. } => Some(Duration::ZERO),
+            Repeat::No | Repeat::Exhausted => None,
         };
         self.count(address, now);
         match again {
@@ -147,7 +142,7 @@ impl Account {
 
     /// How often it may be sent in all.
     pub fn most_sends(&self) -> u32 {
-        self.route.as_ref().map_or(1, |route| route.attempts + 1).max(CONNECT_TRIES) + self.stale
+        self.route.as_ref().map_or(1, |route| route.attempts + 1).max(UNASKED_TRIES) + self.stale
     }
 
     /// The longest pause that the route allows.
