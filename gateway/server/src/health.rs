@@ -136,7 +136,7 @@ fn wanted(snapshot: &Snapshot) -> HashMap<SocketAddr, Vec<Wanted>> {
             let subject = Subject {
                 pool: pool.ir.key.clone(),
                 state: Arc::clone(&endpoint.state),
-                ends_ejections: pool.ir.outlier.is_some(),
+                ends_ejections: pool.ir.outlier.as_ref().is_some_and(|outlier| outlier.check_ends_ejection),
             };
             let list = wanted.entry(endpoint.address()).or_default();
             match list.iter_mut().find(|want| want.is_for(settings, version)) {

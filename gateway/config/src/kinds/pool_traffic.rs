@@ -192,6 +192,8 @@ pub struct OutlierDetection {
     pub failure_percentage_minimum_hosts: Option<u32>,
     pub failure_percentage_request_volume: Option<u32>,
     pub enforcing_failure_percentage: Option<u32>,
+    /// Whether a check that passes ends an ejection; true.
+    pub successful_active_health_check_uneject_host: Option<bool>,
 }
 
 /// Limits of a pool as a whole.

@@ -173,6 +173,7 @@ fn outlier_of(spec: &OutlierDetection) -> Outlier {
     set(&mut o.failure_percentage_minimum_hosts, spec.failure_percentage_minimum_hosts);
     set(&mut o.failure_percentage_request_volume, spec.failure_percentage_request_volume);
     set(&mut o.enforcing_failure_percentage, spec.enforcing_failure_percentage);
+    set(&mut o.check_ends_ejection, spec.successful_active_health_check_uneject_host);
     o
 }
 

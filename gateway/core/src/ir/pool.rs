@@ -420,6 +420,8 @@ pub struct Outlier {
     pub failure_percentage_request_volume: u32,
     /// 0.
     pub enforcing_failure_percentage: u32,
+    /// A check that passes ends an ejection; true (Envoy: `successful_active_health_check_uneject_host`).
+    pub check_ends_ejection: bool,
 }
 
 impl Default for Outlier {
@@ -445,6 +447,7 @@ impl Default for Outlier {
             failure_percentage_minimum_hosts: 5,
             failure_percentage_request_volume: 50,
             enforcing_failure_percentage: 0,
+            check_ends_ejection: true,
         }
     }
 }

@@ -138,6 +138,8 @@ fn availability(cluster: &mut Value) {
     cluster["outlier_detection"] = json!({
         "consecutive_5xx": FAILURES,
         "consecutive_gateway_failure": FAILURES, "enforcing_consecutive_gateway_failure": 100,
+        // Checks pass while requests get 503.
+        "successful_active_health_check_uneject_host": false,
         "split_external_local_origin_errors": true,
         "consecutive_local_origin_failure": FAILURES, "enforcing_consecutive_local_origin_failure": 100,
         "interval": "1s", "base_ejection_time": format!("{EJECTION_SECONDS}s"), "max_ejection_percent": 50,

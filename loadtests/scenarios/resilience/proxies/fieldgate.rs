@@ -81,6 +81,7 @@ fn protection(job: &Job) -> String {
     interval: 1s
     baseEjectionTime: {EJECTION_SECONDS}s
     maxEjectionPercent: 50
+    successfulActiveHealthCheckUnejectHost: false
   limits: {{retryBudget: {{percent: {percent}, minRetryConcurrency: {min}}}}}
 ",
                 CONNECT.as_millis()

@@ -128,6 +128,7 @@ fn outlier(outlier: &Outlier) -> Value {
         "failure_percentage_minimum_hosts": outlier.failure_percentage_minimum_hosts,
         "failure_percentage_request_volume": outlier.failure_percentage_request_volume,
         "enforcing_failure_percentage": outlier.enforcing_failure_percentage,
+        "successful_active_health_check_uneject_host": outlier.check_ends_ejection,
     })
 }
 
