@@ -133,6 +133,9 @@ impl Log<'_> {
 
     /// With Envoy's words for retries that were used up (`URX`) and for those that were too many for the pool (`UO`).
     fn all_flags(&self) -> &'static str {
+        if !self.exhausted && !self.over_budget {
+            return self.flags;
+        }
         match (self.flags, self.exhausted, self.over_budget) {
             ("-", true, _) => "URX",
             ("UF", true, _) => "UF,URX",
@@ -210,6 +213,9 @@ impl<'p> Forward<'p> {
     fn limit_of_try(&self, begun: Instant) -> Option<Instant> {
         let of_route = self.rule.ir.timeouts.backend_request;
         let of_retry = self.rule.ir.retry.as_ref().and_then(|retry| retry.per_try_timeout);
+        if of_route.is_none() && of_retry.is_none() {
+            return self.limit;
+        }
         let of_try = [of_route, of_retry].into_iter().flatten().filter(|t| !t.is_zero());
         of_try.map(|t| begun + t).chain(self.limit).min()
     }

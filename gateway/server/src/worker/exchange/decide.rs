@@ -191,7 +191,12 @@ fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<In
         Method::Post if head.is_grpc() => head.headers.get("grpc-timeout").and_then(grpc_timeout),
         _ => None,
     };
-    of_route.into_iter().chain(of_client).min().map(|timeout| started + timeout)
+    let shorter = match (of_route, of_client) {
+        (None, None) => return None,
+        (Some(a), Some(b)) => a.min(b),
+        (a, b) => a.or(b)?,
+    };
+    Some(started + shorter)
 }
 
 /// A filter's effect on the request.

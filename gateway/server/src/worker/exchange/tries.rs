@@ -238,10 +238,6 @@ pub struct InFlight<'w> {
 impl InFlight<'_> {
     /// The endpoint has answered with this status, or failed in this way: its health depends on it.
     pub fn saw(&self, pool: &CompiledPool, seen: Seen) {
-        if let (None, Seen::Status(_)) = (&pool.ir.outlier, seen) {
-            // All that is kept of an answer where nobody looks for outliers.
-            return pool.endpoints[self.index].state.report_success();
-        }
         let ejection = self.worker.with_pool(pool, |state| {
             pool.report(state, self.index, seen, self.worker.now_ms(), self.worker.random())
         });
@@ -252,6 +248,10 @@ impl InFlight<'_> {
 
     /// As a gRPC server says it, if its answer has no more than a head.
     pub(super) fn saw_response(&self, to: &Forward<'_>, request: &Request, response: &ResponseHead) {
+        if to.pool.ir.outlier.is_none() {
+            // All that is kept of an answer where nobody looks for outliers.
+            return to.pool.endpoints[self.index].state.report_success();
+        }
         let status = match response.status {
             200 if request.head.is_grpc() => grpc_status(Some(&response.headers)).map_or(200, http_status),
             status => status,
