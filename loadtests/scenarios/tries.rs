@@ -25,6 +25,7 @@ pub fn run(context: &Context) -> Outcome {
         queue,
         budget,
         ejection,
+        impatience,
     ] {
         figures.add(part(context)?);
     }
@@ -214,17 +215,17 @@ fn hashing(context: &Context) -> Result<String, String> {
         let pool = format!("  loadBalancing: {{policy: {policy}, hash: [{{header: x-user}}]}}\n");
         let (_stage, _gateway, edge) = play(context, &addresses, &pool, "")?;
         let mut homes = BTreeSet::new();
-        for user in 0..20 {
+        for user in 0..60 {
             let fields = format!("x-user: user-{user}\r\n");
             let bodies: Result<BTreeSet<_>, String> =
-                (0..5).map(|_| send(edge, "GET", &fields, b"").map(|answer| answer.body)).collect();
+                (0..3).map(|_| send(edge, "GET", &fields, b"").map(|answer| answer.body)).collect();
             let bodies = bodies?;
             ensure(bodies.len() == 1, || format!("{policy}: user {user} was at {} endpoints", bodies.len()))?;
             homes.extend(bodies);
         }
-        ensure(homes.len() == 3, || format!("{policy}: 20 users at {} of 3 endpoints", homes.len()))?;
+        ensure(homes.len() == 3, || format!("{policy}: 60 users at {} of 3 endpoints", homes.len()))?;
     }
-    Ok("ring hash and Maglev keep 20 users at one endpoint each, over all workers".into())
+    Ok("ring hash and Maglev keep 60 users at one endpoint each, over all workers".into())
 }
 
 /// Faults hit whom they are meant for.
@@ -304,6 +305,31 @@ fn budget(context: &Context) -> Result<String, String> {
     Ok(format!(
         "{REQUESTS} requests to a pool that always fails made {tries} tries, where four each were allowed"
     ))
+}
+
+/// What clients do is not held against an endpoint: deadlines that nobody can keep, bodies that never come.
+fn impatience(context: &Context) -> Result<String, String> {
+    let backend = Scripted::start(|_, _| Reply::Late(Duration::from_millis(300), 200))?;
+    let timeouts = "  timeouts: {request: 800ms}\n";
+    let (_stage, gateway, edge) = play(context, &[backend.address], "", timeouts)?;
+    for _ in 0..5 {
+        let answer = send(edge, "POST", "content-type: application/grpc\r\ngrpc-timeout: 1n\r\n", b"")?;
+        let status = answer.header("grpc-status").unwrap_or_default().to_owned();
+        ensure(status == "4", || format!("a deadline of 1 ns ended as {status:?}"))?;
+    }
+    let half = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\nconnection: close\r\n\r\nhalf";
+    for _ in 0..5 {
+        let mut stream = http::connect(edge).map_err(|error| error.to_string())?;
+        stream.write_all(half).map_err(|error| error.to_string())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).map_err(|error| error.to_string())?;
+        let status = http::parse(&answer)?.status;
+        ensure(status == 504, || format!("half a body got {status}"))?;
+    }
+    let ejections = gateway.metric("fieldgate_upstream_ejections_total", "")?;
+    ensure(ejections == 0.0, || format!("{ejections} ejections for what clients did"))?;
+    ensure(send(edge, "GET", "", b"")?.status == 200, || "the endpoint is not served any more".to_owned())?;
+    Ok("clients with deadlines of 1 ns and without the rest of their bodies had no endpoint ejected".into())
 }
 
 /// An endpoint that answers with errors only is left alone.

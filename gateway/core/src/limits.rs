@@ -1,6 +1,6 @@
 //! How many requests a pool may have: circuit breakers, the retry budget, adaptive concurrency, admission control.
 //!
-//! What is limited over all workers is counted in [`PoolShared`](crate::balance::PoolShared), and only if it is limited;
+//! What is limited over all workers is counted in [`PoolShared`], and only if it is limited;
 //! the rest is each worker's own. Nothing waits here.
 
 mod admission;
@@ -96,14 +96,18 @@ impl PoolState {
     ) -> Result<(), Refused> {
         let limits = &pool.ir.limits;
         let state = &mut self.limits;
-        if let Some(settings) = limits.admission.as_deref()
-            && !Window::of(&mut state.admission).admits(settings, now_ms, random())
-        {
-            return Err(Refused::Admission);
-        }
         let limited = limits.max_requests != u32::MAX;
         if limited && !pool.shared.requests.enter(limits.max_requests) {
             return Err(Refused::Requests);
+        }
+        // Only now: one that waits for a place asks often, and its luck is drawn once.
+        if let Some(settings) = limits.admission.as_deref()
+            && !Window::of(&mut state.admission).admits(settings, now_ms, random())
+        {
+            if limited {
+                pool.shared.requests.leave();
+            }
+            return Err(Refused::Admission);
         }
         if let Some(settings) = &limits.adaptive
             && !Gradient::of(&mut state.gradient, settings, now_ms).enter(now_ms)
@@ -121,7 +125,7 @@ impl PoolState {
         &mut self,
         pool: &CompiledPool,
         took: Duration,
-        success: bool,
+        success: Option<bool>,
         now_ms: u64,
         random: &mut dyn FnMut() -> u64,
     ) {
@@ -129,7 +133,7 @@ impl PoolState {
         if limits.max_requests != u32::MAX {
             pool.shared.requests.leave();
         }
-        if let Some(settings) = limits.admission.as_deref() {
+        if let (Some(settings), Some(success)) = (limits.admission.as_deref(), success) {
             Window::of(&mut self.limits.admission).count(settings, success, now_ms);
         }
         // Whatever the settings are now: one that entered under others must not bring those back.

@@ -39,8 +39,8 @@ pub const SPARE_RESETS_PER_SECOND: i64 = 100;
 /// A request that is malformed counts as so many frames: on HTTP/1 it would have ended the connection.
 const MALFORMED: i64 = 50;
 /// Frames of any kind that are read in one turn of the event loop, before others have theirs. Those with a head count as
-/// [`HEAD`], and as one more for each [`HEAD_PIECE`] bytes. A read that begins within this bound is not cut short, but
-/// after one with a frame for less than [`DENSE`] bytes, reads are of [`PIECE`] bytes at most.
+/// `HEAD`, and as one more for each `HEAD_PIECE` bytes. A read that begins within this bound is not cut short, but
+/// after one with a frame for less than `DENSE` bytes, reads are of `PIECE` bytes at most.
 pub const FRAMES_PER_TURN: u32 = 128;
 const HEAD: u32 = 4;
 const HEAD_PIECE: usize = 128;

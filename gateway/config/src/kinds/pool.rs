@@ -1,7 +1,7 @@
 //! `Pool` of the group `fieldgate.dev/v1alpha1`, as it is written.
 //!
-//! What its schema forbids is in [`pool_check`](super::pool_check), what shapes its traffic in
-//! [`pool_traffic`](super::pool_traffic), what checks its health in [`pool_health`](super::pool_health).
+//! What its schema forbids is in `pool_check`, what shapes its traffic in
+//! `pool_traffic`, what checks its health in `pool_health`.
 
 use serde::Deserialize;
 

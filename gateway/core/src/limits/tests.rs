@@ -57,7 +57,7 @@ fn requests_are_limited_over_all_workers() {
     let enter = |state: &mut PoolState| state.enter(&pool, 0, &mut || 1);
     assert_eq!([enter(&mut a), enter(&mut b), enter(&mut a)], [Ok(()); 3]);
     assert_eq!(enter(&mut b), Err(Refused::Requests));
-    a.leave(&pool, Duration::ZERO, true, 0, &mut || 1);
+    a.leave(&pool, Duration::ZERO, Some(true), 0, &mut || 1);
     assert_eq!(enter(&mut b), Ok(()));
     assert_eq!((pool.shared.requests.now(), pool.shared.requests.refused()), (3, 1));
 }
@@ -82,7 +82,7 @@ fn who_entered_under_other_settings_does_not_bring_them_back() {
     let (old, new) = (with(3), with(7));
     let mut state = PoolState::default();
     assert_eq!([state.enter(&old, 0, &mut || 1), state.enter(&new, 0, &mut || 1)], [Ok(()); 2]);
-    state.leave(&old, Duration::ZERO, true, 0, &mut || 1);
+    state.leave(&old, Duration::ZERO, Some(true), 0, &mut || 1);
     assert_eq!(state.concurrency_limit(), Some(7));
 }
 

@@ -212,7 +212,7 @@ impl Life {
     pub fn leave(&mut self, worker: usize, slot: usize, pool: &CompiledPool, took: Duration, success: bool) {
         let (chance, now_ms) = (&mut self.chance, self.now_ms);
         let Side { entered, workers, .. } = &mut self.pools[slot];
-        workers[worker].state.leave(pool, took, success, now_ms, &mut || chance.next());
+        workers[worker].state.leave(pool, took, Some(success), now_ms, &mut || chance.next());
         *entered -= u32::from(pool.ir.limits.max_requests != u32::MAX);
         workers[worker].adaptive -= u32::from(pool.ir.limits.adaptive.is_some());
         self.check_gauges(slot);

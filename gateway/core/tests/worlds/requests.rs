@@ -362,7 +362,7 @@ impl World {
         if request.pool.limits_requests() {
             let took = Duration::from_millis(*now_ms - request.started_ms);
             let success = (1..500).contains(&status);
-            worker.state.leave(&request.pool, took, success, *now_ms, &mut || dice.roll());
+            worker.state.leave(&request.pool, took, Some(success), *now_ms, &mut || dice.roll());
             truth.left(&request.pool, worker);
         }
         self.watch.count(if success(status) { "answered" } else { "failed" });

@@ -22,7 +22,8 @@ struct Counted<'w> {
     worker: &'w Worker,
     pool: &'w CompiledPool,
     since: Instant,
-    success: bool,
+    /// Not known of requests whose client went away.
+    success: Option<bool>,
 }
 
 impl<'w> Admitted<'w> {
@@ -37,7 +38,7 @@ impl<'w> Admitted<'w> {
             match worker.with_pool(pool, |state| state.enter(pool, worker.now_ms(), &mut || worker.random()))
             {
                 Ok(()) => {
-                    return Ok(Self(Some(Counted { worker, pool, since: Instant::now(), success: true })));
+                    return Ok(Self(Some(Counted { worker, pool, since: Instant::now(), success: None })));
                 }
                 Err(Refused::Requests) if pool.ir.limits.queue_timeout.is_some() => {
                     let queue = match waiting.take() {
@@ -58,7 +59,7 @@ impl<'w> Admitted<'w> {
     /// How it ended, as far as the pool is concerned.
     pub fn ended(mut self, status: u16) {
         if let Some(counted) = &mut self.0 {
-            counted.success = (1..500).contains(&status);
+            counted.success = (status > 0).then_some(status < 500);
         }
     }
 }

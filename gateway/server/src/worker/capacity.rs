@@ -46,31 +46,52 @@ pub fn pick<'w>(
         return exchange::pick(worker, pool, wish).map_err(NoPlace::NoEndpoint);
     }
     let queue = !waited && worker.upstreams.room(pool).waiting() > 0;
+    let first = exchange::pick(worker, pool, wish).map_err(NoPlace::NoEndpoint)?;
+    if !queue && has_place(worker, pool, http2, &first) {
+        return Ok(counted(worker, pool, first));
+    }
+    drop(first);
+    // One look at each, whatever their number: who waits comes here again and again.
     let mut passed: SmallVec<[SocketAddr; 4]> = wish.tried.into();
     let mut full = SmallVec::new();
-    loop {
-        let mut in_flight = match exchange::pick(worker, pool, &Wish { tried: &passed, ..*wish }) {
-            Ok(in_flight) => in_flight,
-            Err(none) if full.is_empty() => return Err(NoPlace::NoEndpoint(none)),
-            Err(_) => return Err(NoPlace::Full(full)),
-        };
-        let address = in_flight.address;
-        let endpoint = pool.endpoints.iter().find(|e| e.state.address == address);
-        match endpoint {
-            Some(e)
-                if queue
-                    || in_flight.is_one_too_many(pool)
-                    || !worker.upstreams.has_room(pool, &e.state, http2) =>
-            {
-                full.push(e.state.clone());
-                passed.push(address);
-            }
-            _ => {
-                in_flight.room = Some(worker.upstreams.room(pool));
-                return Ok(in_flight);
-            }
+    for endpoint in pool.endpoints.iter().map(|e| &e.state).filter(|e| !wish.tried.contains(&e.address)) {
+        if queue || !endpoint_has_place(worker, pool, http2, endpoint, 0) {
+            full.push(endpoint.clone());
+            passed.push(endpoint.address);
         }
     }
+    if queue || passed.len() >= pool.endpoints.len() {
+        return Err(NoPlace::Full(full));
+    }
+    match exchange::pick(worker, pool, &Wish { tried: &passed, ..*wish }) {
+        Ok(in_flight) => Ok(counted(worker, pool, in_flight)),
+        Err(_) => Err(NoPlace::Full(full)),
+    }
+}
+
+fn counted<'w>(worker: &Worker, pool: &CompiledPool, mut in_flight: InFlight<'w>) -> InFlight<'w> {
+    in_flight.room = Some(worker.upstreams.room(pool));
+    in_flight
+}
+
+/// Whether the endpoint that was picked has a place for the request, which is counted there already.
+fn has_place(worker: &Worker, pool: &CompiledPool, http2: bool, picked: &InFlight<'_>) -> bool {
+    let endpoint = pool.endpoints.iter().map(|e| &e.state).find(|e| e.address == picked.address);
+    endpoint.is_none_or(|endpoint| endpoint_has_place(worker, pool, http2, endpoint, 1))
+}
+
+/// `counted`: requests of those in flight there that are the one which asks.
+fn endpoint_has_place(
+    worker: &Worker,
+    pool: &CompiledPool,
+    http2: bool,
+    endpoint: &Arc<EndpointState>,
+    counted: u32,
+) -> bool {
+    let limit = pool.ir.limits.max_requests_per_endpoint;
+    let free = limit == u32::MAX
+        || worker.with_pool(pool, |state| state.in_flight(endpoint.address)) < limit.saturating_add(counted);
+    free && worker.upstreams.has_room(pool, endpoint, http2)
 }
 
 fn limits_places(limits: &PoolLimits) -> bool {

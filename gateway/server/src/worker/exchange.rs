@@ -171,6 +171,8 @@ pub(super) struct Forward<'p> {
     pool: &'p CompiledPool,
     /// When the request must be over.
     limit: Option<Instant>,
+    /// The client has set that.
+    limit_is_clients: bool,
     /// Longest time without a byte moving.
     idle: Duration,
     /// What few requests have.
@@ -209,6 +211,11 @@ impl<'p> Forward<'p> {
         self.limit
     }
 
+    /// Whether the time that the client has set is over.
+    fn client_gave_up(&self) -> bool {
+        self.limit_is_clients && self.limit.is_some_and(|limit| Instant::now() >= limit)
+    }
+
     /// When a try that begins now must have a response's head.
     fn limit_of_try(&self, begun: Instant) -> Option<Instant> {
         let of_route = self.rule.ir.timeouts.backend_request;
@@ -240,6 +247,8 @@ pub(super) enum Failure {
     Broken { error: SideError, stale: bool, unsent: bool },
     /// Its time was up.
     Timeout,
+    /// So was it, but by the client's own doing: it has not sent its body, or has set the time itself.
+    ClientSlow,
     /// The client went away.
     ClientGone,
     /// The client broke the protocol in its body.

@@ -98,7 +98,7 @@ pub fn write_h1(side: &mut H1Side, answer: &Answer, request: &RequestHead, keep_
         write_field(&mut side.out, b"connection", connection.as_bytes());
     }
     side.out.extend_from_slice(b"\r\n");
-    if request.method != Method::Head && answer.status != 304 {
+    if request.method != Method::Head && !matches!(answer.status, 204 | 205 | 304) {
         side.out.extend_from_slice(answer.body.as_bytes());
     }
     side.begin_body(BodyKind::None);
@@ -107,7 +107,8 @@ pub fn write_h1(side: &mut H1Side, answer: &Answer, request: &RequestHead, keep_
 /// Sends the answer on an HTTP/2 stream; nothing if the stream is gone.
 pub fn send_h2(mut respond: SendResponse<Bytes>, answer: Answer, request: &RequestHead) -> Option<()> {
     let head = http2_response(answer.status, &answer.fields()).ok()?;
-    let empty = answer.body.is_empty() || request.method == Method::Head;
+    let empty =
+        answer.body.is_empty() || request.method == Method::Head || matches!(answer.status, 204 | 205 | 304);
     let mut send = respond.send_response(head, empty).ok()?;
     if !empty {
         send.send_data(Bytes::from(answer.body.into_owned()), true).ok()?;

@@ -199,7 +199,11 @@ impl Flight {
                         return MirrorOutcome::Failed;
                     }
                 }
-                Failure::Broken { .. } | Failure::Timeout | Failure::ClientError(_) | Failure::Refused(_) => {
+                Failure::Broken { .. }
+                | Failure::Timeout
+                | Failure::ClientSlow
+                | Failure::ClientError(_)
+                | Failure::Refused(_) => {
                     return MirrorOutcome::Failed;
                 }
             }

@@ -510,6 +510,9 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::UnboundedReceiver<Command>)
                 worker.recorder.flush();
                 worker.upstreams.sweep(&worker);
                 worker.look_for_outliers();
+                if worker.lacks_files() {
+                    worker.has_files();
+                }
                 worker.trim();
                 if worker.over.get() || end.is_some() && worker.connections.get() == 0 {
                     break;

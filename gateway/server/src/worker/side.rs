@@ -618,6 +618,8 @@ pub struct Transfer {
     replay: Option<Rc<Replay>>,
     /// How much of it the sink has taken.
     replayed: usize,
+    /// It waits for the source, and the sink has all that there is.
+    pub starved: bool,
 }
 
 /// Which side broke a transfer.
@@ -662,7 +664,9 @@ impl Transfer {
             let piece = match from.poll_body(cx, &mut self.trailers) {
                 Poll::Ready(piece) => piece.map_err(Source)?,
                 Poll::Pending => {
+                    self.starved = false;
                     ready!(to.poll_flush(cx)).map_err(Sink)?;
+                    self.starved = true;
                     return Poll::Pending;
                 }
             };
@@ -678,6 +682,7 @@ impl Transfer {
                     to.finish(self.trailers.as_deref()).map_err(Sink)?;
                 }
                 Piece::Data(len) => {
+                    self.starved = false;
                     let last = from.ends_after(len);
                     let moved = match to {
                         Side::H1(s) => {

@@ -45,8 +45,8 @@ pub(super) async fn attempt(
         let opening = open(worker, to.pool, &request.head, request.body, upgrading, address);
         with_deadline(deadline, std::pin::pin!(opening)).await
     };
-    let Opened { side, response: h2_response, guard, reused, asked } =
-        opened.unwrap_or(Err(Failure::Timeout))?;
+    let Opened { side, response: h2_response, guard, reused, asked } = opened
+        .unwrap_or_else(|_| Err(if to.client_gave_up() { Failure::ClientSlow } else { Failure::Timeout }))?;
     // It has what it waited for.
     drop(to.waiting.take());
     let sent = if reused { begun } else { Instant::now() };
@@ -77,6 +77,10 @@ pub(super) async fn attempt(
             Ok(got) => got,
             Err(failure) => {
                 if let Failure::Timeout = failure {
+                    let starved = wait.upload.starved && !wait.upload.done && !wait.upload_failed;
+                    if starved || to.client_gave_up() {
+                        return Err(Failure::ClientSlow);
+                    }
                     match &guard {
                         Some(guard) => guard.timed_out(),
                         None if reused => worker.upstreams.distrust(to.pool, address, begun),

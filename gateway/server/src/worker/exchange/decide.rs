@@ -154,11 +154,13 @@ fn decide_or_answer<'p>(
         rare.cookies.extend(hashed.issue_cookie);
     }
     let timeouts = &rule.ir.timeouts;
+    let limit = limit(rule, head, request.started);
     Ok(Forward {
         rule,
         backend: chosen,
         pool,
-        limit: limit(rule, head, request.started),
+        limit: limit.map(|(limit, _)| limit),
+        limit_is_clients: limit.is_some_and(|(_, clients)| clients),
         idle: timeouts.idle.map_or(STREAM_IDLE, |idle| if idle.is_zero() { FOREVER } else { idle }),
         rare,
         copies,
@@ -184,19 +186,19 @@ fn home_of(published: &Published, rule: &CompiledRule, endpoint: SocketAddr) -> 
     })
 }
 
-/// When a request must be over: the route's timeout, or the time that a gRPC client gives it, whichever is shorter.
-fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<Instant> {
+/// When a request must be over: the route's timeout, or the time that a gRPC client gives it, whichever is shorter; and
+/// whether it is the client's.
+fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<(Instant, bool)> {
     let of_route = rule.ir.timeouts.request.filter(|t| !t.is_zero());
     let of_client = match head.method {
         Method::Post if head.is_grpc() => head.headers.get("grpc-timeout").and_then(grpc_timeout),
         _ => None,
     };
-    let shorter = match (of_route, of_client) {
-        (None, None) => return None,
-        (Some(a), Some(b)) => a.min(b),
-        (a, b) => a.or(b)?,
-    };
-    Some(started + shorter)
+    match (of_route, of_client) {
+        (Some(of_route), Some(of_client)) if of_client < of_route => Some((started + of_client, true)),
+        (Some(of_route), _) => Some((started + of_route, false)),
+        (None, of_client) => of_client.map(|timeout| (started + timeout, true)),
+    }
 }
 
 /// A filter's effect on the request.

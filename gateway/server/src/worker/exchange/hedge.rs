@@ -57,7 +57,14 @@ pub(super) async fn or_in_turn<'w>(
 ) -> Result<Won<'w>, Next> {
     deadline.set(to.idle);
     match with_deadline(deadline, gather(down, request, to)).await {
-        Ok(Ok(true)) => run(worker, down, request, to, hedge, log, response).await,
+        Ok(Ok(true)) => {
+            let won = run(worker, down, request, to, hedge, log, response).await;
+            // The tries had deadlines of their own; this one has stood still meanwhile.
+            if !worker.over.get() {
+                to.set(deadline);
+            }
+            won
+        }
         Ok(Ok(false)) => try_in_turn(worker, down, request, to, None, log, response, deadline).await,
         Ok(Err(SideError::Malformed(why))) => {
             Err(Next::Answer(client_error(request, log, &SideError::Malformed(why))))
@@ -68,7 +75,8 @@ pub(super) async fn or_in_turn<'w>(
 
 /// Whether a request can be hedged: the whole of its body is kept now.
 async fn gather(down: &mut Side, request: &Request, to: &Forward<'_>) -> Result<bool, SideError> {
-    if request.upgrade.is_some() {
+    // Who waits for 100 waits for an upstream's.
+    if request.upgrade.is_some() || request.expects_continue {
         return Ok(false);
     }
     if request.body == BodyKind::None {
@@ -166,16 +174,25 @@ async fn run<'w>(
                                 worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::HedgeWon);
                             }
                             let pass = tries.pass.take();
+                            if !Tries::is_unwanted(to, request, &got) {
+                                (log.exhausted, log.over_budget) = (false, false);
+                            }
                             return Ok(pass_on(log, response, (answered, in_flight, got), pass));
                         };
                         drop(in_flight);
+                        if !running.is_empty() {
+                            timer.as_mut().reset(Instant::now() + pause);
+                        }
                         wait(pause, running.is_empty()).await;
                     }
                     Err(failure) => {
                         in_flight.failed(to.pool, &failure);
                         drop(in_flight);
                         match tries.after_failure(to, request, log, failure, address) {
-                            Next::Again(pause) => wait(pause, running.is_empty()).await,
+                            Next::Again(pause) if !running.is_empty() => {
+                                timer.as_mut().reset(Instant::now() + pause);
+                            }
+                            Next::Again(pause) => wait(pause, true).await,
                             // Another one may yet answer.
                             Next::Answer(_) if !running.is_empty() => continue,
                             Next::Answer(answer) => {

@@ -91,11 +91,13 @@ impl<'w> Tries<'w> {
 
     /// Whether the route would rather have another response than this.
     pub fn is_unwanted(to: &Forward<'_>, request: &Request, response: &ResponseHead) -> bool {
-        to.rule.ir.retry.as_deref().is_some_and(|retry| {
-            let grpc = request.head.is_grpc();
-            let trouble = Trouble::Response { status: response.status, headers: &response.headers, grpc };
-            retry::wants(retry, &trouble)
-        })
+        // An upgrade that was agreed to is no answer to replace.
+        response.status != 101
+            && to.rule.ir.retry.as_deref().is_some_and(|retry| {
+                let grpc = request.head.is_grpc();
+                let trouble = Trouble::Response { status: response.status, headers: &response.headers, grpc };
+                retry::wants(retry, &trouble)
+            })
     }
 
     /// What follows a try that had no response.
@@ -127,7 +129,7 @@ impl<'w> Tries<'w> {
                 self.stale += 1;
                 return Next::Again(Duration::ZERO);
             }
-            Failure::ClientError(_) | Failure::Refused(_) => {
+            Failure::ClientError(_) | Failure::ClientSlow | Failure::Refused(_) => {
                 return Next::Answer(answer(failure, request, log));
             }
             Failure::Connect(_) => Trouble::NoConnection,
@@ -181,7 +183,9 @@ impl<'w> Tries<'w> {
                 .iter()
                 .any(|e| !e.is_draining() && e.state.available(now) && !tried.contains(&e.state.address))
         };
-        if !other(&self.tried) {
+        // A request that is bound to one endpoint has no other.
+        let wish = to.wish();
+        if wish.strict && wish.prefer.is_some() || !other(&self.tried) {
             self.tried.clear();
         }
     }
@@ -268,7 +272,7 @@ fn answer(failure: Failure, request: &mut Request, log: &mut Log<'_>) -> Answer 
             Answer::new(503, details, "UC", "upstream closed the connection\n")
         }
         // The others have no answer.
-        Failure::Timeout | Failure::ClientGone | Failure::Full => {
+        Failure::Timeout | Failure::ClientSlow | Failure::ClientGone | Failure::Full => {
             Answer::new(504, "response_timeout", "UT", "upstream request timeout\n")
         }
     }

@@ -1,8 +1,10 @@
 //! From a pool to an endpoint that has answered: choosing, trying, trying again.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use fieldgate_core::ResponseHead;
@@ -60,7 +62,12 @@ pub(super) async fn forward_request(
     };
     let Won { answered, in_flight, pass: _pass } = match found {
         Ok(won) => won,
-        Err(Next::Answer(answer)) => return send_failure(down, request, answer, log, deadline).await,
+        Err(Next::Answer(answer)) => {
+            if let Some(admitted) = admitted {
+                admitted.ended(answer.status);
+            }
+            return send_failure(down, request, answer, log, deadline).await;
+        }
         // The other has been done.
         Err(Next::ClientGone | Next::Again(_)) => {
             log.status = 0;
@@ -71,13 +78,15 @@ pub(super) async fn forward_request(
         }
     };
     if answered.switched {
+        // How long a tunnel lives says nothing of the pool's latency.
+        let _counted = admitted.filter(|_| to.pool.ir.limits.adaptive.is_none());
         let tunnel =
             tunnel::carry(worker, down, request, &to, answered, log, response, deadline, in_flight.address);
         return Box::pin(tunnel).await;
     }
     let end = respond(worker, down, request, &to, answered, log, response, deadline, &in_flight).await;
     if let Some(admitted) = admitted {
-        admitted.ended(log.status);
+        admitted.ended(log.grpc_status.map_or(log.status, http_status));
     }
     end
 }
@@ -161,7 +170,11 @@ pub(super) async fn try_in_turn<'w>(
         drop(in_flight);
         match next {
             Next::Again(Duration::ZERO) => {}
-            Next::Again(pause) => tokio::time::sleep(pause).await,
+            Next::Again(pause) => {
+                if unless_gone(down, request, tokio::time::sleep(pause)).await.is_none() {
+                    return Err(Next::ClientGone);
+                }
+            }
             end => return Err(end),
         }
     }
@@ -190,9 +203,13 @@ async fn try_next<'w>(
                     .waiting
                     .take()
                     .or_else(|| Queued::begin(worker, to.pool, full, to.limit).map(Box::new));
-                match waiting {
-                    Some(waiting) if waiting.wait().await => to.waiting.set(Some(waiting)),
-                    _ => return Err(Next::Answer(capacity::overflow(worker, to.pool))),
+                let Some(waiting) = waiting else {
+                    return Err(Next::Answer(capacity::overflow(worker, to.pool)));
+                };
+                match unless_gone(down, request, waiting.wait()).await {
+                    None => return Err(Next::ClientGone),
+                    Some(true) => to.waiting.set(Some(waiting)),
+                    Some(false) => return Err(Next::Answer(capacity::overflow(worker, to.pool))),
                 }
                 waited = true;
             }
@@ -207,6 +224,19 @@ async fn try_next<'w>(
     log.upstream = Some(address);
     let outcome = attempt(worker, down, request, to, address, log, response, deadline).await;
     Ok((in_flight, outcome))
+}
+
+/// What a wait brings, or nothing if the client goes away meanwhile.
+async fn unless_gone<T>(down: &mut Side, request: &mut Request, wait: impl Future<Output = T>) -> Option<T> {
+    let mut wait = std::pin::pin!(wait);
+    poll_fn(|cx| {
+        if let Poll::Ready(brought) = wait.as_mut().poll(cx) {
+            return Poll::Ready(Some(brought));
+        }
+        let gone = down.poll_gone(cx).is_ready() || request.poll_reset(cx).is_ready();
+        if gone { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
 }
 
 /// What a client hears when no endpoint could have its request.
@@ -269,14 +299,12 @@ impl InFlight<'_> {
             Failure::Broken { stale: true, .. } => {}
             Failure::Broken { .. } => self.saw(pool, Seen::Reset),
             Failure::Timeout => self.saw(pool, Seen::TimedOut),
-            Failure::Full | Failure::ClientGone | Failure::ClientError(_) | Failure::Refused(_) => {}
+            Failure::Full
+            | Failure::ClientSlow
+            | Failure::ClientGone
+            | Failure::ClientError(_)
+            | Failure::Refused(_) => {}
         }
-    }
-
-    /// Whether the endpoint has more requests of this worker than it may have.
-    pub fn is_one_too_many(&self, pool: &CompiledPool) -> bool {
-        let limit = pool.ir.limits.max_requests_per_endpoint;
-        limit != u32::MAX && self.worker.pools.borrow()[self.slot as usize].in_flight(self.address) > limit
     }
 }
 
