@@ -20,7 +20,7 @@ use world::World;
 /// Steps of one world.
 const WORLD: u64 = 15_000;
 /// Steps of all worlds, if nobody asks for more.
-const STEPS: u64 = 600_000;
+const STEPS: u64 = 1_500_000;
 
 /// Says which world failed.
 struct Seed(u64);
