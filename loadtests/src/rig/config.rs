@@ -182,21 +182,18 @@ pub fn backend_refs(backends: &[(&str, u32)]) -> String {
 
 /// A TrafficPolicy on a route; `spec` holds the lines of its spec below `targetRef`, indented by two.
 pub fn traffic_policy(name: &str, route: &str, spec: &str) -> String {
-    format!(
-        "apiVersion: fieldgate.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {{name: {name}}}
-spec:
-  targetRef: {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {route}}}
-{spec}"
-    )
+    policy("TrafficPolicy", name, route, spec)
 }
 
-/// A SplitPolicy on a route; `spec` holds the lines of its spec below `targetRef`, indented by two.
+/// A SplitPolicy on a route; `spec` as with [`traffic_policy`].
 pub fn split_policy(name: &str, route: &str, spec: &str) -> String {
+    policy("SplitPolicy", name, route, spec)
+}
+
+fn policy(kind: &str, name: &str, route: &str, spec: &str) -> String {
     format!(
         "apiVersion: fieldgate.dev/v1alpha1
-kind: SplitPolicy
+kind: {kind}
 metadata: {{name: {name}}}
 spec:
   targetRef: {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {route}}}

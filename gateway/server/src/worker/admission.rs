@@ -3,8 +3,7 @@
 //! What is allowed is core's to say; here a request is counted for as long as it lives. Pools without such limits cost a
 //! comparison.
 
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fieldgate_core::balance::CompiledPool;
 use fieldgate_core::limits::Refused;
@@ -15,10 +14,8 @@ use super::exchange::Forward;
 use super::local::Answer;
 use crate::telemetry::PoolEvent;
 
-/// A request that was let in.
-pub struct Admitted<'w>(Option<Counted<'w>>);
-
-struct Counted<'w> {
+/// A request that was let in, counted for as long as this lives.
+pub struct Admitted<'w> {
     worker: &'w Worker,
     pool: &'w CompiledPool,
     since: Instant,
@@ -27,18 +24,15 @@ struct Counted<'w> {
 }
 
 impl<'w> Admitted<'w> {
-    /// Lets a request in, or says why not. One that finds as many in flight as may be waits, if the pool has a queue.
+    /// Lets a request in to a pool that limits them, or says why not. One that finds as many in flight as may be waits, if the pool has a queue.
     pub async fn enter(worker: &'w Worker, to: &Forward<'w>) -> Result<Self, Answer> {
         let pool = to.pool();
-        if !pool.limits_requests() {
-            return Ok(Self(None));
-        }
         let mut waiting: Option<Queued> = None;
         loop {
             match worker.with_pool(pool, |state| state.enter(pool, worker.now_ms(), &mut || worker.random()))
             {
                 Ok(()) => {
-                    return Ok(Self(Some(Counted { worker, pool, since: Instant::now(), success: None })));
+                    return Ok(Self { worker, pool, since: Instant::now(), success: None });
                 }
                 Err(Refused::Requests) if pool.ir.limits.queue_timeout.is_some() => {
                     let queue = match waiting.take() {
@@ -58,13 +52,11 @@ impl<'w> Admitted<'w> {
 
     /// How it ended, as far as the pool is concerned.
     pub fn ended(mut self, status: u16) {
-        if let Some(counted) = &mut self.0 {
-            counted.success = (status > 0).then_some(status < 500);
-        }
+        self.success = (status > 0).then_some(status < 500);
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         let Self { worker, pool, since, success } = *self;
         let took: Duration = since.elapsed();

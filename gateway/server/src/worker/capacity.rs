@@ -47,7 +47,9 @@ pub fn pick<'w>(
     }
     let queue = !waited && worker.upstreams.room(pool).waiting() > 0;
     let first = exchange::pick(worker, pool, wish).map_err(NoPlace::NoEndpoint)?;
-    if !queue && has_place(worker, pool, http2, &first) {
+    let endpoint = &pool.endpoints[first.index].state;
+    // It is counted there already.
+    if !queue && has_place(worker, pool, http2, endpoint, 1) {
         return Ok(counted(worker, pool, first));
     }
     drop(first);
@@ -55,7 +57,7 @@ pub fn pick<'w>(
     let mut passed: SmallVec<[SocketAddr; 4]> = wish.tried.into();
     let mut full = SmallVec::new();
     for endpoint in pool.endpoints.iter().map(|e| &e.state).filter(|e| !wish.tried.contains(&e.address)) {
-        if queue || !endpoint_has_place(worker, pool, http2, endpoint, 0) {
+        if queue || !has_place(worker, pool, http2, endpoint, 0) {
             full.push(endpoint.clone());
             passed.push(endpoint.address);
         }
@@ -74,14 +76,8 @@ fn counted<'w>(worker: &Worker, pool: &CompiledPool, mut in_flight: InFlight<'w>
     in_flight
 }
 
-/// Whether the endpoint that was picked has a place for the request, which is counted there already.
-fn has_place(worker: &Worker, pool: &CompiledPool, http2: bool, picked: &InFlight<'_>) -> bool {
-    let endpoint = pool.endpoints.iter().map(|e| &e.state).find(|e| e.address == picked.address);
-    endpoint.is_none_or(|endpoint| endpoint_has_place(worker, pool, http2, endpoint, 1))
-}
-
-/// `counted`: requests of those in flight there that are the one which asks.
-fn endpoint_has_place(
+/// Whether the endpoint has a place for one more request. `counted`: how often that one is among those in flight there.
+fn has_place(
     worker: &Worker,
     pool: &CompiledPool,
     http2: bool,

@@ -107,15 +107,9 @@ fn route(name: &str, pool: &str, matches: &str) -> String {
 fn policy(route: &str, on: &str, again: bool) -> String {
     // The time of a try that may not be repeated would only end it sooner.
     let time = if again { format!("perTryTimeout: {TRY_SECONDS}s, ") } else { String::new() };
-    format!(
-        "apiVersion: fieldgate.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {{name: {route}}}
-spec:
-  targetRef: {{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {route}}}
-  retry: {{attempts: {RETRIES}, {time}on: [{on}], backoff: {{base: 25ms, max: 250ms}}}}
-"
-    )
+    let retry =
+        format!("  retry: {{attempts: {RETRIES}, {time}on: [{on}], backoff: {{base: 25ms, max: 250ms}}}}\n");
+    config::traffic_policy(route, route, &retry)
 }
 
 /// A field that is not understood would leave the gateway to do another job than its peers.

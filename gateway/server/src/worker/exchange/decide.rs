@@ -83,10 +83,7 @@ fn decide_or_answer<'p>(
     let port = conn.local.port();
     let mut rare: Option<Box<Rare<'_>>> = None;
     for filter in &rule.ir.filters {
-        match filter {
-            Filter::Fault(wanted) => inject(worker, wanted, head, &mut rare),
-            filter => apply(filter, entry, head, port, log)?,
-        }
+        apply(worker, filter, entry, head, port, &mut rare, log)?;
     }
     if rule.ir.backends.is_empty() {
         return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
@@ -125,10 +122,7 @@ fn decide_or_answer<'p>(
         mirror::copy(worker, rule, &rule.mirrors, head, &mut copies);
     }
     for filter in &backend.filters {
-        match filter {
-            Filter::Fault(wanted) => inject(worker, wanted, head, &mut rare),
-            filter => apply(filter, entry, head, port, log)?,
-        }
+        apply(worker, filter, entry, head, port, &mut rare, log)?;
     }
     if mirrored && !backend.mirrors.is_empty() {
         mirror::copy(worker, rule, &backend.mirrors, head, &mut copies);
@@ -204,10 +198,12 @@ fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<(I
 /// A filter's effect on the request.
 #[allow(clippy::result_large_err)] // see `decide_or_answer`
 fn apply(
+    worker: &Worker,
     filter: &Filter,
     entry: &Entry,
     head: &mut RequestHead,
     port: u16,
+    rare: &mut Option<Box<Rare<'_>>>,
     log: &mut Log<'_>,
 ) -> Result<(), Answer> {
     match filter {
@@ -226,7 +222,8 @@ fn apply(
                 return Err(of_local(answer));
             }
         }
-        Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Fault(_) => {}
+        Filter::Fault(fault) => inject(worker, fault, head, rare),
+        Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
     }
     Ok(())
 }

@@ -1,12 +1,10 @@
 //! Faults on purpose: a request is held for a while, or answered with an error (Envoy's fault filter; flags `DI`, `FI`).
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use fieldgate_core::fault::FaultDecision;
 use fieldgate_core::ir::FaultAnswer;
 
-use super::{Forward, Log};
+use super::tries::unless_gone;
+use super::{Forward, Log, Request};
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
 use crate::worker::local::Answer;
@@ -18,19 +16,14 @@ pub(super) async fn suffer(
     to: &Forward<'_>,
     fault: &FaultDecision,
     down: &mut Side,
+    request: &mut Request,
     log: &mut Log<'_>,
 ) -> Result<(), Answer> {
     if let Some(delay) = fault.delay {
         log.flags = "DI";
         worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Fault("delay"));
-        let sleep = std::pin::pin!(tokio::time::sleep(delay));
-        let mut sleep = sleep;
         // A client that goes away is found out by what comes after.
-        poll_fn(|cx| match sleep.as_mut().poll(cx) {
-            Poll::Pending => down.poll_gone(cx),
-            Poll::Ready(()) => Poll::Ready(()),
-        })
-        .await;
+        let _ = unless_gone(down, request, tokio::time::sleep(delay)).await;
     }
     let Some(answer) = fault.abort else { return Ok(()) };
     worker.recorder.pool_event(&to.pool.ir.key, PoolEvent::Fault("abort"));

@@ -180,19 +180,13 @@ async fn run<'w>(
                             return Ok(pass_on(log, response, (answered, in_flight, got), pass));
                         };
                         drop(in_flight);
-                        if !running.is_empty() {
-                            timer.as_mut().reset(Instant::now() + pause);
-                        }
-                        wait(pause, running.is_empty()).await;
+                        wait(pause, running.is_empty(), &mut timer).await;
                     }
                     Err(failure) => {
                         in_flight.failed(to.pool, &failure);
                         drop(in_flight);
                         match tries.after_failure(to, request, log, failure, address) {
-                            Next::Again(pause) if !running.is_empty() => {
-                                timer.as_mut().reset(Instant::now() + pause);
-                            }
-                            Next::Again(pause) => wait(pause, true).await,
+                            Next::Again(pause) => wait(pause, running.is_empty(), &mut timer).await,
                             // Another one may yet answer.
                             Next::Answer(_) if !running.is_empty() => continue,
                             Next::Answer(answer) => {
@@ -234,9 +228,11 @@ fn pass_on<'w>(
     Won { answered, in_flight, pass }
 }
 
-/// A pause is for when nothing else is under way.
-async fn wait(pause: Duration, alone: bool) {
-    if alone && !pause.is_zero() {
+/// A pause before another try. Beside tries that are under way it is the timer's.
+async fn wait(pause: Duration, alone: bool, timer: &mut Pin<Box<Sleep>>) {
+    if !alone {
+        timer.as_mut().reset(Instant::now() + pause);
+    } else if !pause.is_zero() {
         tokio::time::sleep(pause).await;
     }
 }

@@ -258,8 +258,7 @@ fn answer(failure: Failure, request: &mut Request, log: &mut Log<'_>) -> Answer 
         Failure::ClientError(error) => client_error(request, log, &error),
         Failure::Connect(error) => {
             log.failure = Some(error.to_string());
-            let details = "upstream_reset_before_response_started{connection_failure}";
-            Answer::new(503, details, "UF", "no upstream could be reached\n")
+            unreachable_upstream()
         }
         Failure::Broken { error: error @ SideError::Malformed(_), .. } => {
             log.failure = Some(error.to_string());
@@ -276,6 +275,12 @@ fn answer(failure: Failure, request: &mut Request, log: &mut Log<'_>) -> Answer 
             Answer::new(504, "response_timeout", "UT", "upstream request timeout\n")
         }
     }
+}
+
+/// No endpoint could be connected to.
+pub(super) fn unreachable_upstream() -> Answer {
+    let details = "upstream_reset_before_response_started{connection_failure}";
+    Answer::new(503, details, "UF", "no upstream could be reached\n")
 }
 
 /// The client has broken the protocol in its body.

@@ -16,7 +16,7 @@ use h2::Reason;
 
 use super::attempt::{attempt, speaks_http2};
 use super::respond::{grpc_status, respond, send_failure};
-use super::retries::{Next, Pass, Tries};
+use super::retries::{Next, Pass, Tries, unreachable_upstream};
 use super::{Answered, Failure, Forward, Log, Request, fault, hedge};
 use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
@@ -39,7 +39,7 @@ pub(super) async fn forward_request(
 ) -> Option<(Side, bool)> {
     // What is rare is in a box below, not to make every exchange larger.
     if let Some(fault) = to.rare.as_mut().and_then(|rare| rare.fault.take())
-        && let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, log)).await
+        && let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, request, log)).await
     {
         return send_failure(down, request, answer, log, deadline).await;
     }
@@ -227,7 +227,11 @@ async fn try_next<'w>(
 }
 
 /// What a wait brings, or nothing if the client goes away meanwhile.
-async fn unless_gone<T>(down: &mut Side, request: &mut Request, wait: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless_gone<T>(
+    down: &mut Side,
+    request: &mut Request,
+    wait: impl Future<Output = T>,
+) -> Option<T> {
     let mut wait = std::pin::pin!(wait);
     poll_fn(|cx| {
         if let Poll::Ready(brought) = wait.as_mut().poll(cx) {
@@ -246,10 +250,7 @@ pub(super) fn no_place(why: NoPlace) -> Answer {
         NoPlace::Full(_) => return capacity::full(),
     };
     match none {
-        NoEndpoint::AllTried => {
-            let details = "upstream_reset_before_response_started{connection_failure}";
-            Answer::new(503, details, "UF", "no upstream could be reached\n")
-        }
+        NoEndpoint::AllTried => unreachable_upstream(),
         _ => Answer::new(503, none.details(), none.flags(), "no healthy upstream\n"),
     }
 }
@@ -261,7 +262,7 @@ pub struct InFlight<'w> {
     /// Where requests wait for its end.
     pub room: Option<Rc<Room>>,
     /// Its place in the pool that it was chosen from.
-    index: usize,
+    pub index: usize,
     pub address: SocketAddr,
 }
 
