@@ -3,3 +3,4 @@
 
 pub mod authz;
 pub mod cors;
+pub mod guards;

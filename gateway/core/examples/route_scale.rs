@@ -90,6 +90,7 @@ fn config(count: usize, host: fn(usize) -> String) -> ir::Config {
             tls: None,
             client: ir::ClientTrust::default(),
             labels: Arc::new([]),
+            guards: [].into(),
         }),
     );
     for n in 0..count {

@@ -8,7 +8,10 @@
 //! There may be a hundred thousand rules, so what each of them holds is kept small: lists that are mostly empty are one
 //! word, and what is rare or shared is behind a pointer.
 
+mod authentication;
+mod guard;
 mod pool;
+mod tls;
 mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
@@ -19,8 +22,13 @@ use imbl::OrdMap;
 use ipnet::IpNet;
 use thin_vec::ThinVec;
 
+pub use authentication::*;
+pub use guard::*;
 pub use pool::*;
+pub use tls::*;
 pub use traffic::*;
+
+use crate::identity::PeerIdentity;
 
 /// A namespaced object's name, with its kind where several kinds share a table.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,6 +58,10 @@ pub struct Config {
     pub pools: OrdMap<PoolKey, Arc<Pool>>,
     /// Authorization policies by name.
     pub policies: OrdMap<ObjectKey, Arc<Policy>>,
+    /// Who may issue tokens, by name.
+    pub authentications: OrdMap<ObjectKey, Arc<Authentication>>,
+    /// Guards by name.
+    pub guards: OrdMap<ObjectKey, Arc<Guard>>,
 }
 
 /// Which entries may differ from the configuration compiled before. A source that does not know says [`Touched::All`].
@@ -58,7 +70,8 @@ pub struct Config {
 pub enum Touched {
     /// Compare everything.
     All,
-    /// Only routes with these keys; any change of listeners, pools and policies is found by comparison (there are few).
+    /// Only routes with these keys; any change of listeners, pools, policies, authentications
+    /// and guards is found by comparison (there are few).
     Routes(Vec<ObjectKey>),
 }
 
@@ -108,6 +121,8 @@ pub struct Listener {
     pub client: ClientTrust,
     /// Labels of the gateway workload, which AuthorizationPolicy selectors look at.
     pub labels: Arc<[(Arc<str>, Arc<str>)]>,
+    /// Guards of all of its requests, before a route is looked for.
+    pub guards: Arc<[Arc<GuardRef>]>,
 }
 
 /// How the client's address is found.
@@ -115,33 +130,8 @@ pub struct Listener {
 pub struct ClientTrust {
     /// How many proxies in front of us append to X-Forwarded-For (Envoy: `xff_num_trusted_hops`).
     pub trusted_hops: u32,
-}
-
-/// TLS termination.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ListenerTls {
-    /// Certificates in order of preference.
-    pub certificates: Vec<Arc<Certificate>>,
-    /// TLS 1.2 is refused if set.
-    pub min_tls13: bool,
-}
-
-/// A certificate with its key, as given. Parsing happens where TLS is set up; a bad one spoils its listener only.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Certificate {
-    /// Where it came from, for messages: `Secret default/shop-tls`.
-    pub origin: Arc<str>,
-    /// PEM chain, leaf first.
-    pub chain_pem: Arc<[u8]>,
-    /// PEM key.
-    pub key_pem: Arc<[u8]>,
-}
-
-impl std::fmt::Debug for Certificate {
-    // The key must never reach a log.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Certificate").field("origin", &self.origin).finish_non_exhaustive()
-    }
+    /// What becomes of `x-forwarded-client-cert`.
+    pub client_cert: ForwardedClientCert,
 }
 
 /// A host name pattern in lower case.
@@ -276,6 +266,8 @@ pub enum Filter {
     Cors(Arc<Cors>),
     /// Delays or refuses some requests on purpose.
     Fault(Arc<Fault>),
+    /// Asks a guard.
+    Guard(Arc<GuardRef>),
 }
 
 /// Header changes, applied in the order set, add, remove.
@@ -564,4 +556,6 @@ pub struct ConnectionFacts<'a> {
     pub local: SocketAddr,
     /// The server name of the TLS handshake.
     pub sni: Option<&'a str>,
+    /// Who the peer has proved to be.
+    pub identity: Option<&'a PeerIdentity>,
 }

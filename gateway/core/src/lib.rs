@@ -6,7 +6,9 @@
 pub mod balance;
 pub mod fault;
 pub mod filter;
+pub mod guard;
 pub mod head;
+pub mod identity;
 pub mod ir;
 pub mod limits;
 pub mod mirror;

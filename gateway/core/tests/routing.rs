@@ -23,6 +23,7 @@ fn config(routes: &[Route]) -> ir::Config {
             tls: None,
             client: ir::ClientTrust::default(),
             labels: Arc::new([]),
+            guards: [].into(),
         }),
     );
     for route in routes {

@@ -7,6 +7,7 @@
 mod change;
 mod dns;
 mod drains;
+mod policies;
 mod problems;
 mod sockets;
 #[cfg(test)]
@@ -26,10 +27,9 @@ use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::{Configuration, Diagnostic, Outcome};
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{Config, ListenerKey, Locality, ObjectKey, Policy, Touched};
+use fieldgate_core::ir::{Config, Locality, ObjectKey, Touched};
 use fieldgate_core::snapshot::Rejection;
-use fieldgate_plugins::authz::Authorizer;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashSet;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -386,8 +386,10 @@ impl Control {
         self.keep_rejections(&before.snapshot, &snapshot);
         self.drains.apply(&snapshot);
         self.tls.reconcile(&snapshot);
+        let guards = policies::guards(&snapshot, &before);
         let published = Published {
-            authorizers: authorizers(&snapshot, &before),
+            policies: policies::of_listeners(&snapshot, &guards, &before),
+            guards,
             tls: self.tls.by_address(),
             access_log: before.access_log.clone(),
             snapshot: Arc::clone(&snapshot),
@@ -516,24 +518,4 @@ impl Control {
         self.draining.send_replace(Some(deadline));
         self.report();
     }
-}
-
-/// One authorizer per listener; those whose policies are the very same objects are kept.
-fn authorizers(snapshot: &Snapshot, before: &Published) -> FxHashMap<ListenerKey, Arc<Authorizer>> {
-    let old: FxHashMap<_, _> =
-        before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
-    let same = |a: &[Arc<Policy>], b: &[Arc<Policy>]| {
-        a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
-    };
-    snapshot
-        .listeners()
-        .map(|listener| {
-            let key = &listener.ir.key;
-            let unchanged = old.get(key).is_some_and(|policies| same(policies, &listener.policies));
-            let kept = before.authorizers.get(key).filter(|_| unchanged);
-            let authorizer =
-                kept.map_or_else(|| Arc::new(Authorizer::compile(&listener.policies)), Arc::clone);
-            (key.clone(), authorizer)
-        })
-        .collect()
 }

@@ -216,6 +216,7 @@ fn authorize(listener: &CompiledListener, question: &Question, local: SocketAddr
         client: question.client,
         local,
         sni: question.head.https.then(|| question.head.host()),
+        identity: None,
     };
     let decision = authorizer.decide(&question.head, &facts);
     let name = |rule: &RuleInfo| {

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use fieldgate_core::Snapshot;
 use fieldgate_core::ir::Locality;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
@@ -335,12 +334,7 @@ fn take_over(options: &RunOptions) -> Result<Option<Takeover>, String> {
 fn shared(options: &RunOptions) -> Result<Arc<Shared>, String> {
     let telemetry = Telemetry::new();
     let access_log = options.access_log.as_ref().map(|log| AccessLog::open(log, &telemetry)).transpose()?;
-    let published = Published {
-        snapshot: Arc::new(Snapshot::empty()),
-        authorizers: rustc_hash::FxHashMap::default(),
-        tls: rustc_hash::FxHashMap::default(),
-        access_log,
-    };
+    let published = Published::nothing(access_log);
     Ok(Arc::new(Shared {
         published: Arc::new(ArcSwap::from_pointee(published)),
         telemetry,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
+use fieldgate_core::guard::Guard;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_plugins::authz::Authorizer;
 use rustc_hash::FxHashMap;
@@ -20,12 +21,43 @@ use crate::telemetry::access_log::AccessLog;
 pub struct Published {
     /// Routes, pools, listeners.
     pub snapshot: Arc<Snapshot>,
-    /// Authorization per listener.
-    pub authorizers: FxHashMap<ListenerKey, Arc<Authorizer>>,
+    /// What a request of a listener has to pass, for those that ask for anything.
+    pub policies: FxHashMap<ListenerKey, Arc<ListenerPolicy>>,
+    /// Guards of rules and listeners, by [`GuardRef::id`](fieldgate_core::ir::GuardRef).
+    pub guards: FxHashMap<u64, Arc<dyn Guard>>,
     /// TLS per bound address, or why it cannot be served.
     pub tls: FxHashMap<SocketAddr, Result<Arc<rustls::ServerConfig>, String>>,
     /// Where requests are logged.
     pub access_log: Option<Arc<AccessLog>>,
+}
+
+impl Published {
+    /// Nothing is configured yet.
+    pub fn nothing(access_log: Option<Arc<AccessLog>>) -> Self {
+        Self {
+            snapshot: Arc::new(Snapshot::empty()),
+            policies: FxHashMap::default(),
+            guards: FxHashMap::default(),
+            tls: FxHashMap::default(),
+            access_log,
+        }
+    }
+}
+
+/// What the requests of a listener have to pass before a route is looked for, in this order.
+#[derive(Debug, Default)]
+pub struct ListenerPolicy {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// One step of a [`ListenerPolicy`].
+#[derive(Debug)]
+pub enum Step {
+    /// A guard.
+    Guard(Arc<dyn Guard>),
+    /// Authorization policies.
+    Authorize(Arc<Authorizer>),
 }
 
 /// What all threads share.

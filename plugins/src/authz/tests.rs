@@ -53,7 +53,7 @@ fn request(authority: &str, target: &str, fields: &[(&str, &str)]) -> RequestHea
 fn facts() -> ConnectionFacts<'static> {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();
     let local = SocketAddr::new(ip("10.9.9.9"), 8443);
-    ConnectionFacts { peer: ip("::ffff:10.0.0.1"), client: ip("192.0.2.1"), local, sni: None }
+    ConnectionFacts { peer: ip("::ffff:10.0.0.1"), client: ip("192.0.2.1"), local, sni: None, identity: None }
 }
 
 /// Whether one ALLOW rule lets a request pass.

@@ -23,6 +23,7 @@ impl Request {
             client: self.client,
             local: self.local,
             sni: self.server_name.as_deref(),
+            identity: None,
         }
     }
 }

@@ -379,8 +379,9 @@ fn one(
         addresses: hosts.iter().map(|ip| SocketAddr::new(*ip, listener.port as u16)).collect(),
         hostname,
         tls,
-        client: ir::ClientTrust { trusted_hops },
+        client: ir::ClientTrust { trusted_hops, client_cert: ir::ForwardedClientCert::default() },
         labels: labels.into(),
+        guards: [].into(),
     })
 }
 
@@ -495,7 +496,7 @@ fn tls(
         .and_then(|t| t.options.as_ref())
         .and_then(|o| o.get("fieldgate.dev/min-tls-version"))
         .is_some_and(|v| v == "1.3");
-    Some(ir::ListenerTls { certificates, min_tls13 })
+    Some(ir::ListenerTls { certificates, min_tls13, clients: None })
 }
 
 /// Only what can be told without parsing; the rest is found where TLS is set up.

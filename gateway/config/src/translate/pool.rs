@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, HealthTls, Localities, Locality, ObjectKey, Pool,
-    PoolKey, Protocol,
+    DnsName, Endpoint, EndpointTls, Endpoints, HealthCheck, HealthKind, HealthTls, Localities, Locality,
+    ObjectKey, Pool, PoolKey, Protocol,
 };
 
 use super::backends::{BackendRef, Reference, granted, pool_key};
@@ -504,6 +504,7 @@ fn endpoint(spec: &PoolEndpoint) -> Option<Endpoint> {
         degraded: spec.degraded,
         workload: spec.hostname.as_deref().map(Into::into),
         hash_key: spec.hash_key.as_deref().map(Into::into),
+        tls: EndpointTls::AsPool,
     })
 }
 

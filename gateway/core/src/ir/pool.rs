@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::PoolKey;
+use super::{EndpointTls, PoolKey, PoolTls};
 
 /// Endpoints behind one name.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +27,8 @@ pub struct Pool {
     pub limits: PoolLimits,
     /// Istio's labels for the destination in metrics.
     pub service: ServiceIdentity,
+    /// TLS towards its endpoints.
+    pub tls: Option<Arc<PoolTls>>,
 }
 
 /// Where endpoints come from.
@@ -44,7 +46,7 @@ pub enum Endpoints {
 }
 
 /// A name to look up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct DnsName {
     /// The name.
     pub host: Arc<str>,
@@ -55,7 +57,7 @@ pub struct DnsName {
 }
 
 /// One endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Endpoint {
     /// Its address.
     pub address: SocketAddr,
@@ -73,6 +75,8 @@ pub struct Endpoint {
     pub workload: Option<Arc<str>>,
     /// What hashing balancers know it by; its address without one (Envoy: hostname, or `hash_key` metadata).
     pub hash_key: Option<Arc<str>>,
+    /// Its part in the pool's TLS.
+    pub tls: EndpointTls,
 }
 
 impl Endpoint {
@@ -87,6 +91,7 @@ impl Endpoint {
             degraded: false,
             workload: None,
             hash_key: None,
+            tls: EndpointTls::AsPool,
         }
     }
 
@@ -627,6 +632,7 @@ impl Pool {
             outlier: None,
             limits: PoolLimits::default(),
             service: ServiceIdentity::default(),
+            tls: None,
         }
     }
 }

@@ -20,6 +20,7 @@ pub(crate) fn listener(name: &str, hostname: Option<&str>, port: u16) -> Arc<ir:
         tls: None,
         client: ir::ClientTrust::default(),
         labels: Arc::from([]),
+        guards: [].into(),
     })
 }
 
@@ -86,7 +87,7 @@ pub(crate) fn config(routes: impl IntoIterator<Item = Arc<ir::Route>>) -> ir::Co
         listeners: OrdMap::from_iter([(listener_key("web"), listener("web", None, 80))]),
         routes: routes.into_iter().map(|r| (r.key.clone(), r)).collect(),
         pools: OrdMap::from_iter([(pool_key("p"), pool("p", &[9000]))]),
-        policies: OrdMap::new(),
+        ..ir::Config::default()
     }
 }
 

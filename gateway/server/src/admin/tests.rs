@@ -2,8 +2,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use fieldgate_core::Snapshot;
-use rustc_hash::FxHashMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
@@ -36,12 +34,7 @@ impl Admin {
     }
 
     async fn start_with(view: View, api_write: ApiWrite) -> Self {
-        let published = Published {
-            snapshot: Arc::new(Snapshot::empty()),
-            authorizers: FxHashMap::default(),
-            tls: FxHashMap::default(),
-            access_log: None,
-        };
+        let published = Published::nothing(None);
         let (control, events) = control::channel();
         let state = AdminState {
             shared: Arc::new(Shared {

@@ -36,12 +36,7 @@ impl Rig {
 
     /// New objects go into this directory.
     fn start_in(directory: Option<std::path::PathBuf>) -> Self {
-        let published = Published {
-            snapshot: Arc::new(Snapshot::empty()),
-            authorizers: FxHashMap::default(),
-            tls: FxHashMap::default(),
-            access_log: None,
-        };
+        let published = Published::nothing(None);
         let shared = Arc::new(Shared {
             published: Arc::new(ArcSwap::from_pointee(published)),
             telemetry: Telemetry::new(),

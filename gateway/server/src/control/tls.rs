@@ -225,9 +225,10 @@ mod tests {
             key: ListenerKey { namespace: "default".into(), gateway: "edge".into(), name: name.into() },
             addresses: vec![ADDRESS.parse().unwrap()],
             hostname: Some(Hostname::Exact(format!("{name}.example").into())),
-            tls: Some(Arc::new(ListenerTls { certificates, min_tls13: false })),
+            tls: Some(Arc::new(ListenerTls { certificates, min_tls13: false, clients: None })),
             client: ClientTrust::default(),
             labels: [].into(),
+            guards: [].into(),
         })
     }
 

@@ -115,7 +115,7 @@ fn start(worker: &Rc<Worker>, place: &Rc<Place>, bound: SocketAddr, tcp: TcpStre
     // A socket of one address has that one; the kernel need not be asked.
     let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
     let Ok(local) = local else { return };
-    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None };
+    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None, identity: None };
     let served = match config {
         None => plain(worker.clone(), Rc::new(info), Stream::new(Io::Tcp(tcp), peer, local)),
         Some(config) => {

@@ -2,6 +2,7 @@
 //!
 //! Decisions are core's; this file carries them out and sees to it that every request has exactly one outcome on record.
 
+mod admit;
 mod attempt;
 mod decide;
 mod fault;
@@ -11,7 +12,7 @@ mod retries;
 mod tries;
 
 use std::cell::Cell;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
@@ -20,6 +21,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::fault::FaultDecision;
+use fieldgate_core::guard::{Answered, Callout, NoAnswer};
+use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{Affinity, ListenerKey};
 use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
@@ -36,7 +39,7 @@ use super::local::Answer;
 use super::replay::Replay;
 use super::side::{Side, SideError, Transfer};
 use super::upstream::StreamGuard;
-use super::{Connection, Worker, mirror};
+use super::{Connection, Current, Worker, callout, mirror};
 use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
@@ -163,6 +166,29 @@ impl Log<'_> {
 enum Decision<'p> {
     Answer(Answer),
     Forward(Forward<'p>),
+    /// Somebody is asked, and then decided again.
+    Ask(Box<Callout>),
+}
+
+/// How far the decisions about a request have come. Most requests are decided in one go.
+#[derive(Default)]
+struct Walk<'p> {
+    /// Steps of the listener's policy, and filters of the rule, that are done.
+    steps: u32,
+    filters: u32,
+    /// The client, after trusted X-Forwarded-For.
+    client: Option<IpAddr>,
+    rare: Option<Box<Rare<'p>>>,
+    known: Option<Box<Known>>,
+}
+
+/// What guards have learned, and what was asked for them.
+#[derive(Default)]
+struct Known {
+    metadata: Metadata,
+    response_headers: Headers,
+    /// The answer to the last question, and which of the guard's it was.
+    answer: Option<(u8, Result<Answered, NoAnswer>)>,
 }
 
 pub(super) struct Forward<'p> {
@@ -190,6 +216,8 @@ struct Rare<'p> {
     wish: Wish<'static>,
     /// Cookies that the response sets.
     cookies: SmallVec<[String; 1]>,
+    /// What guards add to the response.
+    headers: Headers,
     /// The route keeps a client at one endpoint.
     affinity: Option<&'p Affinity>,
     fault: Option<FaultDecision>,
@@ -258,7 +286,7 @@ pub(super) enum Failure {
 }
 
 /// An upstream that took the request, with its response's head read.
-pub(super) struct Answered {
+pub(super) struct Responding {
     at: Instant,
     pub(super) side: Side,
     pub(super) guard: Option<StreamGuard>,
@@ -274,7 +302,7 @@ pub(super) struct Answered {
 pub async fn exchange(
     worker: &Rc<Worker>,
     conn: &Connection,
-    down: Side,
+    mut down: Side,
     request: &mut Request,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
@@ -283,9 +311,25 @@ pub async fn exchange(
     deadline.set(STREAM_IDLE);
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };
-    let decision = decide::decide(worker, conn, &published, request, &mut log);
+    let mut walk = Walk::default();
+    let mut decision = decide::decide(worker, conn, &published, request, &mut log, &mut walk);
+    if let Decision::Ask(callout) = decision {
+        // Rare, and not to make every exchange larger.
+        let asked = ask_around(worker, conn, &published, &mut down, request, &mut log, walk, callout);
+        match Box::pin(asked).await {
+            Some(then) => decision = then,
+            None => {
+                (log.flags, log.details) = ("DC", "downstream_remote_disconnect".into());
+                down.abort(h2::Reason::CANCEL);
+                record(worker, conn, &published, request, &log, None);
+                worker.requests.set(worker.requests.get() - 1);
+                return None;
+            }
+        }
+    }
     let mut response = ResponseHead::default();
     let end = match decision {
+        Decision::Ask(_) => unreachable!("asked until nothing was left to ask"),
         Decision::Answer(answer) => respond::send_answer(down, request, answer, &mut log, deadline).await,
         Decision::Forward(mut to) => {
             if let Some(copies) = to.copies.take() {
@@ -298,6 +342,30 @@ pub async fn exchange(
     worker.give_response_head(response);
     worker.requests.set(worker.requests.get() - 1);
     end
+}
+
+/// Asks what is to be asked, until the request is decided on; nothing if the client goes away meanwhile.
+#[allow(clippy::too_many_arguments)]
+async fn ask_around<'p>(
+    worker: &Rc<Worker>,
+    conn: &Connection,
+    published: &'p Current,
+    down: &mut Side,
+    request: &mut Request,
+    log: &mut Log<'p>,
+    mut walk: Walk<'p>,
+    mut callout: Box<Callout>,
+) -> Option<Decision<'p>> {
+    loop {
+        let step = callout.step;
+        let asked = callout::ask(worker, published, *callout);
+        let answer = tries::unless_gone(down, request, asked).await?;
+        walk.known.get_or_insert_default().answer = Some((step, answer));
+        match decide::decide(worker, conn, published, request, log, &mut walk) {
+            Decision::Ask(next) => callout = next,
+            decision => return Some(decision),
+        }
+    }
 }
 
 /// Records a request that was refused before it had a head to decide on.

@@ -48,7 +48,7 @@ pub fn trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
 
 /// The client's address, as the configured number of trusted proxies wrote it.
 pub fn client(peer: SocketAddr, forwarded_for: Option<&[u8]>, trusted_hops: u32) -> IpAddr {
-    let connection = Connection { bound: peer, peer, local: peer, tls: false, sni: None };
+    let connection = Connection { bound: peer, peer, local: peer, tls: false, sni: None, identity: None };
     connection.client(forwarded_for, trusted_hops)
 }
 

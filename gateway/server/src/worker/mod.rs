@@ -5,6 +5,7 @@
 
 mod accept;
 mod admission;
+mod callout;
 mod capacity;
 mod exchange;
 mod forward;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use fieldgate_core::balance::{CompiledPool, PoolState};
+use fieldgate_core::identity::PeerIdentity;
 use fieldgate_core::ir::PoolKey;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::split::SplitState;
@@ -242,6 +244,8 @@ pub(crate) struct Connection {
     pub local: SocketAddr,
     pub tls: bool,
     pub sni: Option<String>,
+    /// Who the client has proved to be.
+    pub identity: Option<Arc<PeerIdentity>>,
 }
 
 impl Worker {

@@ -20,7 +20,7 @@ use fieldgate_wire::websocket;
 use h2::ext::Protocol;
 use h2::{Reason, SendStream};
 
-use super::exchange::{Answered, Failure, Forward, Log, Request, STREAM_IDLE, apply_to_response};
+use super::exchange::{Failure, Forward, Log, Request, Responding, STREAM_IDLE, apply_to_response};
 use super::local::Answer;
 use super::side::{Side, SideError, Transfer, TransferError};
 use super::upstream::Shared;
@@ -188,13 +188,13 @@ pub async fn carry(
     mut down: Side,
     request: &mut Request,
     to: &Forward<'_>,
-    answered: Answered,
+    answered: Responding,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
     address: SocketAddr,
 ) -> Option<(Side, bool)> {
-    let Answered { side: up, guard: _guard, upload: body, .. } = answered;
+    let Responding { side: up, guard: _guard, upload: body, .. } = answered;
     log.status = response.status;
     log.details = "via_upstream".into();
     let protocol = response.headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec);

@@ -64,7 +64,7 @@ fn object(kind: &'static str, name: &str) -> ObjectKey {
 fn authorize(measure: &mut Measure<'_>) {
     let head = parsed(BROWSER);
     let local = "192.0.2.1:80".parse().expect("an address");
-    let facts = ConnectionFacts { peer: CLIENT, client: CLIENT, local, sni: None };
+    let facts = ConnectionFacts { peer: CLIENT, client: CLIENT, local, sni: None, identity: None };
     for (name, count) in [("authorize/1", 1), ("authorize/100", 100)] {
         let policies: Vec<_> = (0..count).map(|n| Arc::new(policy(n))).collect();
         let authorizer = Authorizer::compile(&policies);

@@ -45,6 +45,7 @@ fn config(count: usize) -> ir::Config {
         tls: None,
         client: ir::ClientTrust::default(),
         labels: Arc::new([]),
+        guards: [].into(),
     };
     config.listeners.insert(listener.key.clone(), Arc::new(listener));
     for n in 0..count {

@@ -12,7 +12,7 @@ use fieldgate_core::{HeaderId, Headers, Method, RequestHead, ResponseHead, Versi
 use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_response};
 use fieldgate_wire::timer::{Deadline, with_deadline};
 
-use super::{Answered, Failure, Forward, Log, Request};
+use super::{Failure, Forward, Log, Request, Responding};
 use crate::worker::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
 use crate::worker::tunnel::{self, Asked};
 use crate::worker::upstream::{NoConnection, StreamGuard};
@@ -29,7 +29,7 @@ pub(super) async fn attempt(
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
-) -> Result<Answered, Failure> {
+) -> Result<Responding, Failure> {
     let begun = Instant::now();
     if log.attempts == 1 {
         log.stages.queue = Some(begun - request.started);
@@ -109,7 +109,7 @@ pub(super) async fn attempt(
         let took = answered_at - begun;
         worker.with_pool(to.pool, |state| state.observe(address, took, worker.now_ms()));
     }
-    Ok(Answered {
+    Ok(Responding {
         at: answered_at,
         side: wait.side,
         guard,

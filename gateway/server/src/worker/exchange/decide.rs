@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use fieldgate_core::balance::{affinity, request_hash};
 use fieldgate_core::fault::{self, FaultDecision};
-use fieldgate_core::ir::{ConnectionFacts, Fault, Filter};
+use fieldgate_core::guard::Callout;
+use fieldgate_core::ir::{Fault, Filter};
 use fieldgate_core::retry::grpc_timeout;
 use fieldgate_core::route::Entry;
-use fieldgate_core::snapshot::CompiledRule;
+use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
 use fieldgate_core::{HeaderId, Method, RequestHead, ResponseHead, filter};
 use fieldgate_plugins::cors;
 
-use super::{Decision, Forward, Log, Rare, Request, STREAM_IDLE};
+use super::{Decision, Forward, Log, Rare, Request, STREAM_IDLE, Walk, admit};
 use crate::published::Published;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker, forward, mirror};
@@ -22,34 +23,48 @@ use crate::worker::{Connection, Worker, forward, mirror};
 /// A stream that may be idle for ever is given up after this.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
-/// Listener, policies, route, filters, split. Changes the head to what the upstream is to see.
+/// Listener, policies, route, filters, split. Changes the head to what the upstream is to see. Where somebody is to be
+/// asked it stops; called again with the answer in `walk`, it goes on from there.
 pub(super) fn decide<'p>(
     worker: &Worker,
     conn: &Connection,
     published: &'p Published,
     request: &mut Request,
     log: &mut Log<'p>,
+    walk: &mut Walk<'p>,
 ) -> Decision<'p> {
-    match decide_or_answer(worker, conn, published, request, log) {
+    match decide_or_stop(worker, conn, published, request, log, walk) {
         Ok(to) => Decision::Forward(to),
-        Err(answer) if request.head.is_grpc() && answer.status >= 400 => Decision::Answer(answer.into_grpc()),
-        Err(answer) => Decision::Answer(answer),
+        Err(Stop::Ask(callout)) => Decision::Ask(callout),
+        Err(Stop::Answer(answer)) if request.head.is_grpc() && answer.status >= 400 => {
+            Decision::Answer(answer.into_grpc())
+        }
+        Err(Stop::Answer(answer)) => Decision::Answer(answer),
     }
 }
 
+/// Why a request is not forwarded, or not yet.
+pub(super) enum Stop {
+    Answer(Answer),
+    Ask(Box<Callout>),
+}
+
+impl From<Answer> for Stop {
+    fn from(answer: Answer) -> Self {
+        Self::Answer(answer)
+    }
+}
+
+/// The listener that a request is for; who its connection was made for is looked at too.
 #[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
-fn decide_or_answer<'p>(
-    worker: &Worker,
+fn listener_of<'p>(
     conn: &Connection,
     published: &'p Published,
-    request: &mut Request,
-    log: &mut Log<'p>,
-) -> Result<Forward<'p>, Answer> {
-    let head = &mut request.head;
+    head: &RequestHead,
+) -> Result<&'p Arc<CompiledListener>, Answer> {
     if head.method == Method::Connect {
         return Err(Answer::new(405, "connect_not_supported", "-", "CONNECT is not supported\n"));
     }
-    let not_found = || Answer::new(404, "route_not_found", "NR", "no route\n");
     let table = published.snapshot.address(conn.bound).ok_or_else(not_found)?;
     let listener = table.listener_for(head.host()).ok_or_else(not_found)?;
     if let Some(sni) = &conn.sni
@@ -58,35 +73,59 @@ fn decide_or_answer<'p>(
         // The handshake was for another listener: its certificates and policies were another's (RFC 9110 section 15.5.20).
         return Err(Answer::new(421, "misdirected_request", "-", "misdirected request\n"));
     }
-    log.listener = Some(listener);
+    Ok(listener)
+}
+
+fn not_found() -> Answer {
+    Answer::new(404, "route_not_found", "NR", "no route\n")
+}
+
+#[allow(clippy::result_large_err)] // see `listener_of`
+fn decide_or_stop<'p>(
+    worker: &Worker,
+    conn: &Connection,
+    published: &'p Published,
+    request: &mut Request,
+    log: &mut Log<'p>,
+    walk: &mut Walk<'p>,
+) -> Result<Forward<'p>, Stop> {
+    let listener = match log.listener {
+        Some(listener) => listener,
+        None => log.listener.insert(listener_of(conn, published, &request.head)?),
+    };
     let trusted_hops = listener.ir.client.trusted_hops;
-    let client = conn.client(head.headers.get_id(HeaderId::XForwardedFor), trusted_hops);
-    if let Some(authorizer) = published.authorizers.get(&listener.ir.key) {
-        let facts = ConnectionFacts {
-            peer: conn.peer.ip().to_canonical(),
-            client,
-            local: conn.local,
-            sni: conn.sni.as_deref(),
-        };
-        let decision = authorizer.decide(head, &facts);
-        for rule in decision.matches() {
-            worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+    // What this says changes with the head; what is asked before and after is to be told the same.
+    let client = *walk.client.get_or_insert_with(|| {
+        conn.client(request.head.headers.get_id(HeaderId::XForwardedFor), trusted_hops)
+    });
+    let entry = if let Some(entry) = log.entry {
+        entry
+    } else {
+        if let Some(policy) = published.policies.get(&listener.ir.key) {
+            admit::admit(worker, conn, policy, request, walk)?;
         }
-        if !decision.allowed {
-            return Err(Answer::new(403, decision.details(), "-", "RBAC: access denied"));
-        }
-    }
-    let entry = listener.route(head).ok_or_else(not_found)?;
-    log.entry = Some(entry);
+        let entry = listener.route(&request.head).ok_or_else(not_found)?;
+        log.entry = Some(entry);
+        let peer = conn.peer.ip().to_canonical();
+        forward::prepare_request(&mut request.head, peer, trusted_hops, || worker.random());
+        entry
+    };
     let rule = &entry.rule;
-    forward::prepare_request(head, conn.peer.ip().to_canonical(), trusted_hops, || worker.random());
     let port = conn.local.port();
-    let mut rare: Option<Box<Rare<'_>>> = None;
-    for filter in &rule.ir.filters {
-        apply(worker, filter, entry, head, port, &mut rare, log)?;
+    for filter in rule.ir.filters.iter().skip(walk.filters as usize) {
+        match filter {
+            Filter::Guard(guard) => admit::ask(worker, conn, published, guard, entry, request, walk)?,
+            _ => apply(worker, filter, entry, &mut request.head, port, &mut walk.rare, log)?,
+        }
+        walk.filters += 1;
     }
+    let mut rare = walk.rare.take();
+    if let Some(known) = walk.known.take().filter(|known| !known.response_headers.is_empty()) {
+        rare.get_or_insert_default().headers = known.response_headers;
+    }
+    let head = &mut request.head;
     if rule.ir.backends.is_empty() {
-        return Err(Answer::new(500, "no_backend", "-", "no backend\n"));
+        return Err(Answer::new(500, "no_backend", "-", "no backend\n").into());
     }
     let home = match rule.ir.affinity.as_deref() {
         None => None,
@@ -111,7 +150,7 @@ fn decide_or_answer<'p>(
             .map(|choice| (choice.backend, choice.issue_cookie))
     };
     let Some((chosen, issue_cookie)) = choice else {
-        return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n"));
+        return Err(Answer::new(500, "no_weight", "-", "no backend has weight\n").into());
     };
     worker.count_choice(rule, chosen);
     log.backend = Some(chosen);
@@ -131,11 +170,11 @@ fn decide_or_answer<'p>(
         Ok(slot) => *slot,
         Err(why) => {
             log.failure = Some(why.to_string());
-            return Err(Answer::new(500, "backend_invalid", "-", "backend is not valid\n"));
+            return Err(Answer::new(500, "backend_invalid", "-", "backend is not valid\n").into());
         }
     };
     let Some(pool) = published.snapshot.pool(slot) else {
-        return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n"));
+        return Err(Answer::new(500, "cluster_not_found", "NC", "backend not found\n").into());
     };
     log.pool = Some(pool);
     if let Some(cookie) = issue_cookie {
@@ -196,7 +235,7 @@ fn limit(rule: &CompiledRule, head: &RequestHead, started: Instant) -> Option<(I
 }
 
 /// A filter's effect on the request.
-#[allow(clippy::result_large_err)] // see `decide_or_answer`
+#[allow(clippy::result_large_err)] // see `listener_of`
 fn apply(
     worker: &Worker,
     filter: &Filter,
@@ -223,13 +262,13 @@ fn apply(
             }
         }
         Filter::Fault(fault) => inject(worker, fault, head, rare),
-        Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
+        Filter::ResponseHeaders(_) | Filter::Mirror(_) | Filter::Guard(_) => {}
     }
     Ok(())
 }
 
-fn of_local(response: filter::LocalResponse) -> Answer {
-    let mut answer = Answer::new(response.status, response.details, "-", "");
+pub(super) fn of_local(response: filter::LocalResponse) -> Answer {
+    let mut answer = Answer::new(response.status, response.details, response.flags, "");
     for (name, value) in &response.headers {
         answer.headers.push(name.as_bytes(), value.as_bytes());
     }
@@ -253,6 +292,9 @@ pub fn apply_to_response(
         }
     }
     let Some(rare) = &to.rare else { return };
+    for (_, name, value) in rare.headers.iter() {
+        response.headers.push(name, value);
+    }
     // Only news is told: a client whose endpoint is the one that it named knows it.
     if let Some(affinity) = rare.affinity.filter(|_| rare.wish.prefer != Some(endpoint)) {
         let (name, value) = affinity::issue(affinity, endpoint, request.https);

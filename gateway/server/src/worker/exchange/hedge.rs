@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep};
 use super::attempt::{attempt, speaks_http2};
 use super::retries::{Next, Pass, Tries, client_error};
 use super::tries::{InFlight, Won, no_place, try_in_turn};
-use super::{Answered, Failure, Forward, Log, Request};
+use super::{Failure, Forward, Log, Request, Responding};
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
 use crate::worker::capacity;
@@ -33,7 +33,7 @@ use crate::worker::side::{Piece, Side, SideError};
 
 /// What came of one try.
 struct Ended<'w> {
-    outcome: Result<Answered, Failure>,
+    outcome: Result<Responding, Failure>,
     in_flight: InFlight<'w>,
     response: ResponseHead,
     log: Log<'static>,
@@ -214,7 +214,7 @@ enum Event<'w> {
 }
 
 /// An answer that is passed on if no try has a better one.
-type Spare<'w> = (Answered, InFlight<'w>, ResponseHead);
+type Spare<'w> = (Responding, InFlight<'w>, ResponseHead);
 
 fn pass_on<'w>(
     log: &mut Log<'_>,

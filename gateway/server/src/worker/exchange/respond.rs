@@ -13,7 +13,7 @@ use h2::Reason;
 
 use super::decide::apply_to_response;
 use super::tries::{InFlight, recycle};
-use super::{Answered, Forward, Log, Request, STREAM_IDLE};
+use super::{Forward, Log, Request, Responding, STREAM_IDLE};
 use crate::worker::local::{self, Answer};
 use crate::worker::side::{Side, SideError, Transfer, TransferError};
 use crate::worker::{Worker, forward};
@@ -66,14 +66,14 @@ pub(super) async fn respond(
     mut down: Side,
     request: &mut Request,
     to: &Forward<'_>,
-    answered: Answered,
+    answered: Responding,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
     deadline: &Deadline,
     in_flight: &InFlight<'_>,
 ) -> Option<(Side, bool)> {
     let address = in_flight.address;
-    let Answered { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed, .. } =
+    let Responding { at: begun, side: mut up, guard, keep_alive, body, mut upload, upload_failed, .. } =
         answered;
     log.status = response.status;
     log.details = "via_upstream".into();

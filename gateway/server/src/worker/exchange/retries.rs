@@ -11,7 +11,7 @@ use fieldgate_core::{Headers, ResponseHead};
 use fieldgate_wire::h1::BodyKind;
 use smallvec::SmallVec;
 
-use super::{Answered, Failure, Forward, Log, Request, STALE_TRIES};
+use super::{Failure, Forward, Log, Request, Responding, STALE_TRIES};
 use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
@@ -70,7 +70,7 @@ impl<'w> Tries<'w> {
         request: &Request,
         log: &mut Log<'_>,
         response: &ResponseHead,
-        answered: &Answered,
+        answered: &Responding,
         address: SocketAddr,
     ) -> Option<Duration> {
         let retry = to.rule.ir.retry.as_deref()?;

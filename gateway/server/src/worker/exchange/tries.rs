@@ -17,7 +17,7 @@ use h2::Reason;
 use super::attempt::{attempt, speaks_http2};
 use super::respond::{grpc_status, respond, send_failure};
 use super::retries::{Next, Pass, Tries, unreachable_upstream};
-use super::{Answered, Failure, Forward, Log, Request, fault, hedge};
+use super::{Failure, Forward, Log, Request, Responding, fault, hedge};
 use crate::overload::out_of_files;
 use crate::telemetry::PoolEvent;
 use crate::worker::admission::Admitted;
@@ -93,7 +93,7 @@ pub(super) async fn forward_request(
 
 /// An answer to pass on, the endpoint at which it is still counted, and its part of the retry budget.
 pub(super) struct Won<'w> {
-    pub answered: Answered,
+    pub answered: Responding,
     pub in_flight: InFlight<'w>,
     pub pass: Option<Pass<'w>>,
 }
@@ -130,7 +130,7 @@ async fn first_try<'w>(
 }
 
 /// A try that was made.
-type Tried<'w> = (InFlight<'w>, Result<Answered, Failure>);
+type Tried<'w> = (InFlight<'w>, Result<Responding, Failure>);
 
 /// One try after the other, until one has an answer to pass on. `begun`: the first has been made.
 #[allow(clippy::too_many_arguments)]
@@ -369,7 +369,7 @@ pub fn tell(worker: &Worker, pool: &CompiledPool, ejection: &Ejection) {
 }
 
 /// Gets rid of a response that is to be tried again elsewhere.
-fn discard(worker: &Worker, answered: Answered, to: &Forward<'_>, address: SocketAddr) {
+fn discard(worker: &Worker, answered: Responding, to: &Forward<'_>, address: SocketAddr) {
     if answered.body == BodyKind::None && answered.keep_alive && answered.upload.done {
         recycle(worker, answered.side, to.pool, address);
     }

@@ -1,0 +1,120 @@
+//! What guards are: filters that pass a request on, answer it, or want to ask somebody first. They do no IO: a question is
+//! handed to the server as a [`Callout`], and its answer is handed back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use crate::filter::LocalResponse;
+use crate::head::{Headers, RequestHead};
+use crate::identity::Metadata;
+use crate::ir::{ConnectionFacts, ObjectKey, PoolKey, Rule};
+
+/// A guard, ready to decide. One value serves all workers, so what it counts must be shared without locks.
+pub trait Guard: Send + Sync + std::fmt::Debug {
+    /// The object that describes it.
+    fn key(&self) -> &ObjectKey;
+
+    /// What it is, for metrics and people: `ext_authz`, `rate_limit`, `login`, `edge`.
+    fn name(&self) -> &'static str;
+
+    /// Looks at a request. It may change the head.
+    fn begin(&self, request: &mut Guarded<'_>) -> Verdict;
+
+    /// Goes on with the answer to what it asked. `step` is that of the question.
+    fn resume(&self, request: &mut Guarded<'_>, step: u8, answer: Result<Answered, NoAnswer>) -> Verdict {
+        let _ = (request, step, answer);
+        Verdict::Continue
+    }
+}
+
+/// What a guard says.
+#[derive(Debug)]
+pub enum Verdict {
+    /// The request goes on.
+    Continue,
+    /// It ends here.
+    Respond(Box<LocalResponse>),
+    /// Somebody is asked first.
+    Ask(Box<Callout>),
+}
+
+/// A request with what is known about it.
+pub struct Guarded<'a> {
+    /// The head, as it would go on.
+    pub head: &'a mut RequestHead,
+    /// The connection.
+    pub facts: ConnectionFacts<'a>,
+    /// The rule that took it; `None` before routing.
+    pub rule: Option<&'a Rule>,
+    /// What guards before have learned.
+    pub metadata: &'a mut Metadata,
+    /// Fields that the response is to have, whoever makes it.
+    pub response_headers: &'a mut Headers,
+    /// Announced length of the body: `Some(0)` for none, `None` if it is not known.
+    pub body_length: Option<u64>,
+    /// A clock that only goes forward.
+    pub now: Instant,
+    /// The time of day.
+    pub wall: SystemTime,
+    /// Random numbers.
+    pub random: &'a mut dyn FnMut() -> u64,
+}
+
+/// A question to another party.
+#[derive(Clone, Debug)]
+pub struct Callout {
+    /// Whom.
+    pub pool: Arc<PoolKey>,
+    /// What. Its target is path and query; its version means nothing.
+    pub head: RequestHead,
+    /// The body.
+    pub body: Bytes,
+    /// How much of the client's body is wanted before: it is read, kept, and given to [`Guard::resume`] by way of
+    /// [`NoAnswer::Body`], which is then asked again. `None` wants none.
+    pub client_body: Option<BodyWish>,
+    /// Whether the pool is spoken to by HTTP/2 whatever it says itself: gRPC is.
+    pub grpc: bool,
+    /// How long it may take, connecting and trying again included.
+    pub timeout: Duration,
+    /// Bytes that an answer's body may have.
+    pub limit: usize,
+    /// Handed back with the answer.
+    pub step: u8,
+}
+
+/// How much of a client's body a guard wants to see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BodyWish {
+    /// Bytes.
+    pub limit: usize,
+    /// Whether the first so many are enough; else a longer body is [`NoAnswer::BodyTooLong`].
+    pub partial: bool,
+}
+
+/// An answer.
+#[derive(Clone, Debug, Default)]
+pub struct Answered {
+    /// The status.
+    pub status: u16,
+    /// Its fields, trailers included.
+    pub headers: Headers,
+    /// Its body.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// There is no such pool, no endpoint, no connection, or it broke.
+    Unreachable(String),
+    /// Not in time.
+    Timeout,
+    /// Longer than the limit.
+    TooLong,
+    /// Nothing was asked yet: here is the client's body as far as it was wanted, and whether it is whole.
+    Body(Bytes, bool),
+    /// The client's body is longer than the guard takes.
+    BodyTooLong,
+}

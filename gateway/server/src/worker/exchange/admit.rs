@@ -1,0 +1,126 @@
+//! What may refuse a request before it is forwarded, asked in order: a listener's policy, then the guards of its rule. A
+//! guard that is not there refuses: what it was to keep out must not come in.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use fieldgate_core::guard::{Guard, Guarded, Verdict};
+use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
+use fieldgate_core::route::Entry;
+use fieldgate_plugins::authz::Authorizer;
+use fieldgate_wire::h1::BodyKind;
+
+use super::decide::{Stop, of_local};
+use super::{Request, Walk};
+use crate::published::{ListenerPolicy, Published, Step};
+use crate::worker::local::Answer;
+use crate::worker::{Connection, Worker};
+
+/// Takes what is left of the listener's steps.
+#[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
+pub(super) fn admit(
+    worker: &Worker,
+    conn: &Connection,
+    policy: &ListenerPolicy,
+    request: &mut Request,
+    walk: &mut Walk<'_>,
+) -> Result<(), Stop> {
+    for step in policy.steps.iter().skip(walk.steps as usize) {
+        match step {
+            Step::Guard(guard) => consult(worker, conn, &**guard, None, request, walk)?,
+            Step::Authorize(authorizer) => authorize(worker, conn, authorizer, request, walk)?,
+        }
+        walk.steps += 1;
+    }
+    Ok(())
+}
+
+/// Asks a guard of a rule.
+#[allow(clippy::result_large_err)] // see `admit`
+pub(super) fn ask(
+    worker: &Worker,
+    conn: &Connection,
+    published: &Published,
+    guard: &GuardRef,
+    entry: &Entry,
+    request: &mut Request,
+    walk: &mut Walk<'_>,
+) -> Result<(), Stop> {
+    match published.guards.get(&guard.id) {
+        Some(guard) => consult(worker, conn, &**guard, Some(&entry.rule.ir), request, walk),
+        None => Err(Answer::new(500, "guard_not_found", "-", "a policy of this route is missing\n").into()),
+    }
+}
+
+#[allow(clippy::result_large_err)] // see `admit`
+fn consult(
+    worker: &Worker,
+    conn: &Connection,
+    guard: &dyn Guard,
+    rule: Option<&Arc<Rule>>,
+    request: &mut Request,
+    walk: &mut Walk<'_>,
+) -> Result<(), Stop> {
+    let facts = facts(conn, walk);
+    let known = walk.known.get_or_insert_default();
+    let answer = known.answer.take();
+    let mut guarded = Guarded {
+        head: &mut request.head,
+        facts,
+        rule: rule.map(|rule| &**rule),
+        metadata: &mut known.metadata,
+        response_headers: &mut known.response_headers,
+        body_length: match request.body {
+            BodyKind::None => Some(0),
+            BodyKind::Length(length) => Some(length),
+            _ => None,
+        },
+        now: Instant::now(),
+        wall: SystemTime::now(),
+        random: &mut || worker.random(),
+    };
+    let verdict = match answer {
+        None => guard.begin(&mut guarded),
+        Some((step, answer)) => guard.resume(&mut guarded, step, answer),
+    };
+    match verdict {
+        Verdict::Continue => Ok(()),
+        Verdict::Ask(callout) => Err(Stop::Ask(callout)),
+        Verdict::Respond(response) => {
+            let mut answer = of_local(*response);
+            for (_, name, value) in known.response_headers.iter() {
+                answer.headers.push(name, value);
+            }
+            Err(answer.into())
+        }
+    }
+}
+
+#[allow(clippy::result_large_err)] // see `admit`
+fn authorize(
+    worker: &Worker,
+    conn: &Connection,
+    authorizer: &Authorizer,
+    request: &Request,
+    walk: &Walk<'_>,
+) -> Result<(), Stop> {
+    let decision = authorizer.decide(&request.head, &facts(conn, walk));
+    for rule in decision.matches() {
+        worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+    }
+    if decision.allowed {
+        return Ok(());
+    }
+    Err(Answer::new(403, decision.details(), "-", "RBAC: access denied").into())
+}
+
+fn facts<'a>(conn: &'a Connection, walk: &Walk<'_>) -> ConnectionFacts<'a> {
+    let peer = conn.peer.ip().to_canonical();
+    ConnectionFacts {
+        peer,
+        client: walk.client.unwrap_or(peer),
+        local: conn.local,
+        sni: conn.sni.as_deref(),
+        identity: conn.identity.as_deref(),
+    }
+}

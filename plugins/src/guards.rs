@@ -1,0 +1,55 @@
+//! Guards made ready from what is configured. One that cannot be made ready refuses all requests: what it was to keep out
+//! must not come in.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use fieldgate_core::filter::LocalResponse;
+use fieldgate_core::guard::{Guard, Guarded, Verdict};
+use fieldgate_core::ir::{self, GuardKind, ObjectKey};
+
+/// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping.
+pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn Guard> {
+    let _ = before;
+    match &guard.kind {
+        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::ExtAuthz(_) | GuardKind::RateLimit(_) => {
+            closed(&guard.key, "it cannot be enforced by this build")
+        }
+    }
+}
+
+/// A guard that is referred to but not there.
+pub fn missing(key: &ObjectKey) -> Arc<dyn Guard> {
+    closed(key, "there is no such object")
+}
+
+/// A guard that refuses everything.
+pub fn closed(key: &ObjectKey, why: &str) -> Arc<dyn Guard> {
+    Arc::new(Closed { key: key.clone(), why: why.into() })
+}
+
+#[derive(Debug)]
+struct Closed {
+    key: ObjectKey,
+    why: Box<str>,
+}
+
+impl Guard for Closed {
+    fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
+    fn name(&self) -> &'static str {
+        "closed"
+    }
+
+    fn begin(&self, _: &mut Guarded<'_>) -> Verdict {
+        Verdict::Respond(Box::new(LocalResponse {
+            status: 500,
+            headers: Vec::new(),
+            body: Cow::Owned(format!("{} refuses all requests: {}\n", self.key.kind, self.why)),
+            flags: "-",
+            details: "guard_closed",
+        }))
+    }
+}
