@@ -8,6 +8,7 @@ mod connections;
 mod delay;
 mod gate;
 mod memory;
+mod strikes;
 
 use std::io;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ pub use connections::{Connections, Permit, Place};
 pub use delay::{Controller, watch};
 pub use gate::Gate;
 pub use memory::{Pressure, limit_of_cgroup, resident, watch as watch_memory};
+pub use strikes::Strikes;
 
 /// The gateway's limits, as it was told to keep them. `None` is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub struct Limits {
     pub memory: Option<u64>,
     /// How long requests may wait for a worker before some are refused.
     pub delay: Option<Duration>,
+    /// Sources that flood are held back.
+    pub hold_back_floods: bool,
 }
 
 /// Why something was refused.
@@ -55,11 +59,13 @@ pub enum Refusal {
     Handshakes,
     /// No file descriptor.
     Files,
+    /// `--hold-back-floods`.
+    Floods,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connections,
         Self::Address,
         Self::Source,
@@ -67,6 +73,7 @@ impl Refusal {
         Self::Delay,
         Self::Handshakes,
         Self::Files,
+        Self::Floods,
     ];
 
     /// Its name in metrics.
@@ -79,6 +86,7 @@ impl Refusal {
             Self::Delay => "delay",
             Self::Handshakes => "handshakes",
             Self::Files => "files",
+            Self::Floods => "floods",
         }
     }
 }
@@ -89,6 +97,8 @@ pub struct Overload {
     limits: Limits,
     /// Who is connected.
     pub connections: Arc<Connections>,
+    /// Who floods.
+    pub strikes: Strikes,
     memory: AtomicU64,
     pressure: AtomicU8,
     workers: Box<[WorkerLoad]>,

@@ -98,6 +98,11 @@ impl Meter {
         self.turn.set(0);
     }
 
+    /// Whether the client has reset streams, and not paid for them since by new ones.
+    pub fn saw_resets(&self) -> bool {
+        self.resets.left.get() < self.resets.most
+    }
+
     /// Set once the connection floods. Nothing is read any more then.
     pub fn flood(&self) -> Option<Flood> {
         self.flood.get()

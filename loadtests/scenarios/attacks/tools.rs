@@ -19,6 +19,9 @@ use tokio::task::LocalSet;
 
 use super::frames::{self, frame};
 
+/// Where attacks come from: not from where the clients are, whom they are to hurt.
+const SOURCE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 66)), 0);
+
 /// An attack.
 pub struct Attack {
     pub name: &'static str,
@@ -203,6 +206,7 @@ async fn client(kind: Kind, target: Rc<Target>, report: Rc<RefCell<Report>>) {
 
 async fn connect(kind: Kind, address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
+    socket.bind(SOURCE)?;
     if matches!(kind, Kind::SlowRead | Kind::SlowStreams) {
         socket.set_recv_buffer_size(4096)?;
     }

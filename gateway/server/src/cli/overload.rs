@@ -29,6 +29,11 @@ pub(super) struct OverloadArgs {
     /// wait longer. `off`: any time.
     #[arg(long, value_name = "TIME", default_value = "100ms", value_parser = delay)]
     max_delay: Limit<Duration>,
+    /// A source that floods three times in a minute may open two connections per second, until a minute without. Not for
+    /// a gateway behind another proxy, whose connections all have one source; where `trusted-hops` says that there is one, it
+    /// is off by itself.
+    #[arg(long, value_name = "on|off", default_value = "on", action = clap::ArgAction::Set, value_parser = on_or_off)]
+    hold_back_floods: bool,
 }
 
 /// A limit, or none.
@@ -43,6 +48,7 @@ impl OverloadArgs {
             per_source: self.max_connections_per_source.0,
             memory: self.max_memory.map_or_else(overload::limit_of_cgroup, |limit| limit.0),
             delay: self.max_delay.0,
+            hold_back_floods: self.hold_back_floods,
         }
     }
 }
@@ -54,6 +60,14 @@ fn count(text: &str) -> Result<Limit<usize>, String> {
     match text.parse() {
         Ok(number) if number > 0 => Ok(Limit(Some(number))),
         _ => Err("write a number above 0, or `off`".to_owned()),
+    }
+}
+
+fn on_or_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write `on` or `off`".to_owned()),
     }
 }
 

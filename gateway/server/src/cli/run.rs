@@ -159,7 +159,7 @@ mod tests {
         let limits = options.limits;
         assert_eq!((limits.per_address, limits.per_source), (None, None));
         assert_eq!(limits.delay, Some(Duration::from_millis(100)));
-        assert!(limits.connections.is_some());
+        assert!(limits.connections.is_some() && limits.hold_back_floods);
         assert_eq!(parse(&["--config=a", "--api-write"]).unwrap().api_write, ApiWrite::Loopback);
         let anyone = parse(&["--config=a", "--api-write", "--api-write-from-anywhere"]).unwrap();
         assert_eq!(anyone.api_write, ApiWrite::Anyone);
@@ -183,6 +183,7 @@ mod tests {
             "--max-connections-per-source=7",
             "--max-memory=1GiB",
             "--max-delay=off",
+            "--hold-back-floods=off",
         ])
         .unwrap();
         let limits = crate::overload::Limits {
@@ -191,6 +192,7 @@ mod tests {
             per_source: Some(7),
             memory: Some(1 << 30),
             delay: None,
+            hold_back_floods: false,
         };
         assert_eq!(options.limits, limits);
         assert_eq!((options.admin, options.workers, options.upgrade), (None, Some(2), true));

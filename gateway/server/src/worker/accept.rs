@@ -98,6 +98,9 @@ fn admit(worker: &Worker, place: &Rc<Place>, peer: SocketAddr, tls: bool) -> Res
     if tls && worker.gate.refuses(|| worker.random()).is_some() {
         return Err(Refusal::Delay);
     }
+    if !worker.overload.strikes.may_open(peer.ip(), worker.now_ms()) {
+        return Err(Refusal::Floods);
+    }
     let permit = place.admit(peer.ip());
     if let Err(Refusal::Connections) = &permit {
         worker.close_idle();

@@ -85,7 +85,7 @@ impl Default for Request {
 
 impl Request {
     /// Ready when an HTTP/2 client has reset the stream before a response began.
-    fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut self.respond {
             Some(respond) => respond.poll_reset(cx).map(|_| ()),
             None => Poll::Pending,
@@ -373,6 +373,13 @@ pub fn record_refusal(worker: &Rc<Worker>, conn: &Connection, request: &Request,
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };
     log.answer(answer);
+    record(worker, conn, &published, request, &log, None);
+}
+
+/// Records a request whose client went away before it was looked at.
+pub fn record_gone(worker: &Rc<Worker>, conn: &Connection, request: &Request) {
+    let published = worker.published();
+    let log = Log { flags: "DC", details: "downstream_remote_reset".into(), ..Log::default() };
     record(worker, conn, &published, request, &log, None);
 }
 

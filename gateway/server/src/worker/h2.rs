@@ -92,6 +92,7 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
             {
                 (flooded, told) = (true, true);
                 worker.recorder.flooded(flood.as_str());
+                strike(worker, &conn);
                 tracing::debug!(peer = %conn.peer, kind = flood.as_str(), "an HTTP/2 connection floods; ended");
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 deadline.set(FAREWELL);
@@ -116,18 +117,32 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
         let Some(Ok((request, respond))) = accepted else { return };
         served = true;
         deadline.set(IDLE);
-        if !start_exchange(worker, &conn, request, respond) {
+        if !start_exchange(worker, &conn, request, respond, meter.saw_resets()) {
             meter.malformed();
         }
     }
 }
 
-/// `false`: the request was malformed.
+/// Holds it against the source of a connection that it flooded, unless that is a proxy with clients of its own behind it.
+fn strike(worker: &Worker, conn: &Connection) {
+    let published = worker.published();
+    let table = published.snapshot.address(conn.bound);
+    let proxied = table.is_some_and(|t| t.listeners.iter().any(|l| l.ir.client.trusted_hops > 0));
+    if worker.overload.limits().hold_back_floods
+        && !proxied
+        && worker.overload.strikes.strike(conn.peer.ip(), worker.now_ms())
+    {
+        tracing::warn!(source = %conn.peer.ip(), "a source floods; held back to two new connections per second");
+    }
+}
+
+/// `resets`: the client has reset streams lately. `false`: the request was malformed.
 fn start_exchange(
     worker: &Rc<Worker>,
     conn: &Rc<Connection>,
     incoming: http::Request<RecvStream>,
     respond: SendResponse<Bytes>,
+    resets: bool,
 ) -> bool {
     let started = Instant::now();
     let (parts, recv) = incoming.into_parts();
@@ -153,11 +168,22 @@ fn start_exchange(
     request.respond = Some(respond);
     let side = Side::H2(Box::new(H2Side::new(recv, None)));
     // In a box, for the runtime moves a task three times on its way to its place.
-    tokio::task::spawn_local(Box::pin(stream_exchange(worker.clone(), conn.clone(), request, side)));
+    tokio::task::spawn_local(Box::pin(stream_exchange(worker.clone(), conn.clone(), request, side, resets)));
     true
 }
 
-async fn stream_exchange(worker: Rc<Worker>, conn: Rc<Connection>, mut request: Request, side: Side) {
+async fn stream_exchange(
+    worker: Rc<Worker>,
+    conn: Rc<Connection>,
+    mut request: Request,
+    side: Side,
+    resets: bool,
+) {
+    // Who resets streams has perhaps reset this one in the same breath: then no upstream is to hear of it.
+    if resets && poll_fn(|cx| Poll::Ready(request.poll_reset(cx).is_ready())).await {
+        exchange::record_gone(&worker, &conn, &request);
+        return worker.give_request_head(request.head);
+    }
     let deadline = worker.wheel.register();
     // The side that comes back is dropped: a request body not read to its end is then reset, as it should be.
     let _ = exchange::exchange(&worker, &conn, side, &mut request, &deadline).await;

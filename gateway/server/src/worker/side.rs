@@ -31,6 +31,10 @@ const GATHERED: usize = 4096;
 /// Pieces of a body that are moved before others have their turn: a body of chunks of one byte has thousands in a read.
 const PIECES: u32 = 256;
 
+/// Bytes of a body that are moved before others have their turn: with some hundred large bodies at once, a client with a small
+/// request waits for a turn of all of them.
+const TURN: usize = 64 * 1024;
+
 /// Why a side failed.
 #[derive(Debug)]
 pub enum SideError {
@@ -654,10 +658,10 @@ impl Transfer {
         if self.replay.is_some() && !self.ended {
             ready!(self.poll_replay(cx, to)).map_err(Sink)?;
         }
-        let mut pieces = 0;
+        let (mut pieces, begun) = (0, self.bytes);
         while !self.ended {
             pieces += 1;
-            if pieces > PIECES {
+            if pieces > PIECES || self.bytes - begun >= TURN as u64 {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
