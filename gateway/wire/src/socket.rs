@@ -21,6 +21,11 @@ use tokio::net::TcpStream;
 /// Connections that may wait to be accepted, per socket. The kernel takes `net.core.somaxconn` where that is less.
 const BACKLOG: i32 = 4096;
 
+/// Bytes that the kernel keeps of what was not sent yet, per accepted connection. Without a bound a client that does not
+/// read makes it keep megabytes, of what was sent for it and of what the upstream goes on to send; some hundred such
+/// clients, and the memory of all TCP is short. What is on its way does not count, so fast and distant ones lose nothing.
+const UNSENT: u32 = 128 * 1024;
+
 /// Descriptors in one message; the kernel's limit is 253.
 const BATCH: usize = 32;
 /// Longest name of a socket that is handed over.
@@ -31,7 +36,7 @@ const NAMES_MAX: usize = BATCH * (2 + NAME_MAX);
 /// Binds `count` listening sockets to one address, among which the kernel spreads connections: all of them or none.
 ///
 /// Port 0 gives all of them the same free port. `[::]` takes IPv4 too, any other IPv6 address only
-/// IPv6. Accepted connections inherit `TCP_NODELAY`. The sockets are non-blocking. Note that closing one resets what
+/// IPv6. Accepted connections inherit `TCP_NODELAY` and `TCP_NOTSENT_LOWAT`. The sockets are non-blocking. Note that closing one resets what
 /// waits in its queue.
 pub fn bind_reuseport(addr: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     let mut addr = addr;
@@ -103,6 +108,7 @@ fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(UNSENT)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -309,6 +315,7 @@ mod tests {
         assert!(client.nodelay().unwrap());
         let (accepted, _) = listener.accept().await.unwrap();
         assert!(accepted.nodelay().unwrap());
+        assert_eq!(SockRef::from(&accepted).tcp_notsent_lowat().unwrap(), UNSENT);
         let accepted = SockRef::from(&accepted);
         assert!(accepted.keepalive().unwrap());
         assert_eq!(accepted.tcp_keepalive_time().unwrap(), keepalive.time);
