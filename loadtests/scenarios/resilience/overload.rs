@@ -52,6 +52,8 @@ struct Row {
     goodput: f64,
     p50_ms: f64,
     p99_ms: f64,
+    /// From the moment that a request was sent: what is due may have to wait for a connection of the generator's.
+    sent_p99_ms: f64,
     refused: u64,
     /// Neither admitted nor refused: connections that broke, other statuses.
     errors: u64,
@@ -168,9 +170,10 @@ fn measure(
             variant,
             load,
             offered: load * capacity,
-            goodput: paced.requests as f64 / seconds,
+            goodput: paced.carried as f64 / seconds,
             p50_ms: paced.latency.p50,
             p99_ms: paced.latency.p99,
+            sent_p99_ms: paced.from_sent.p99,
             refused: paced.refused,
             errors: paced.failed - paced.refused,
             unanswered: paced.unanswered,
@@ -215,8 +218,10 @@ fn missed(rows: &[Row], bounded: bool) -> Vec<String> {
             missed.push(format!("{what}: {:.0} a second of {most:.0}", row.goodput));
         }
         let bound = SLACK * (LIMITS.wait + SERVICE).as_secs_f64() * 1000.0;
-        if bounded && row.p99_ms > bound {
-            missed.push(format!("{what}: p99 {:.0} ms, the bound is {bound:.0} ms", row.p99_ms));
+        // With more waiting than it has connections, the generator's own queue is none of the proxy's doing.
+        let p99 = if bounded { row.p99_ms } else { row.sent_p99_ms };
+        if p99 > bound {
+            missed.push(format!("{what}: p99 {p99:.0} ms, the bound is {bound:.0} ms"));
         }
         if row.memory_after_mib > memory + GROWTH_MIB {
             missed.push(format!("{what}: {:.0} MiB after {memory:.0} MiB", row.memory_after_mib));
@@ -237,8 +242,8 @@ fn markdown(report: &Report) -> String {
         let _ = writeln!(text, "Left out: {skipped}.");
     }
     text.push_str(
-        "\n| proxy | by | load | offered /s | goodput /s | of its most | p50 ms | p99 ms | refused | errors | unanswered | MiB before | MiB after | generator late p99 ms |
-|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "\n| proxy | by | load | offered /s | goodput /s | of its most | p50 ms | p99 ms | p99 ms from sent | refused | errors | unanswered | MiB before | MiB after | generator late p99 ms |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for row in &report.rows {
         let same =
@@ -246,7 +251,7 @@ fn markdown(report: &Report) -> String {
         let most = same.map(|other| other.goodput).fold(f64::EPSILON, f64::max);
         let _ = writeln!(
             text,
-            "| {} | {} | {} | {:.0} | {:.0} | {:.0} % | {:.1} | {:.1} | {} | {} | {} | {:.1} | {:.1} | {:.1} |",
+            "| {} | {} | {} | {:.0} | {:.0} | {:.0} % | {:.1} | {:.1} | {:.1} | {} | {} | {} | {:.1} | {:.1} | {:.1} |",
             row.proxy,
             row.variant,
             row.load,
@@ -255,6 +260,7 @@ fn markdown(report: &Report) -> String {
             100.0 * row.goodput / most,
             row.p50_ms,
             row.p99_ms,
+            row.sent_p99_ms,
             row.refused,
             row.errors,
             row.unanswered,
@@ -280,6 +286,7 @@ mod tests {
             goodput,
             p50_ms: 0.0,
             p99_ms,
+            sent_p99_ms: p99_ms,
             refused: 0,
             errors,
             unanswered: 0,
@@ -294,5 +301,7 @@ mod tests {
         assert_eq!(missed(row(3.0, 790.0, 300.0, 30.0, 0)), 1);
         assert_eq!(missed(row(3.0, 790.0, 120.0, 80.0, 0)), 1);
         assert_eq!(missed(row(3.0, 790.0, 120.0, 30.0, 1)), 1);
+        let itself = super::missed(&[at_capacity.clone(), row(3.0, 790.0, 300.0, 30.0, 0)], false);
+        assert_eq!(itself.len(), 1, "{itself:?}");
     }
 }

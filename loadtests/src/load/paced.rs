@@ -60,8 +60,13 @@ pub struct PacedReport {
     pub unanswered: u64,
     /// Seconds from the first moment to the last answer.
     pub seconds: f64,
+    /// Answers in full with 2xx that came between the end of the warm-up and the moment of the last request, whenever
+    /// they were due: what was carried in that time.
+    pub carried: u64,
     /// From the moment that a request was due to the end of its answer.
     pub latency: Percentiles,
+    /// The same from the moment that it was sent, which may be later where all connections were taken.
+    pub from_sent: Percentiles,
     /// From the moment that a request was due until it was sent, of those that found a connection free: the
     /// generator's own delay, which is part of the latency.
     pub late: Percentiles,
@@ -123,7 +128,9 @@ struct Run<'a> {
     waiting: VecDeque<Instant>,
     arrivals: Arrivals,
     started: Instant,
+    carried: u64,
     latency: Vec<u32>,
+    from_sent: Vec<u32>,
     late: Vec<u32>,
     answered: u64,
     failed: u64,
@@ -142,8 +149,9 @@ struct Connection {
     status: u16,
     /// The answer says that the connection ends with it.
     closes: bool,
-    /// When the request under way was due.
+    /// When the request under way was due, and when it was sent.
     due: Option<Instant>,
+    begun: Instant,
 }
 
 impl<'a> Run<'a> {
@@ -167,7 +175,9 @@ impl<'a> Run<'a> {
             waiting: VecDeque::new(),
             arrivals: Arrivals::new(plan.rate, started, started + plan.duration),
             started,
+            carried: 0,
             latency: Vec::new(),
+            from_sent: Vec::new(),
             late: Vec::new(),
             answered: 0,
             failed: 0,
@@ -268,8 +278,11 @@ impl<'a> Run<'a> {
         if (200..300).contains(&status) {
             self.answered += 1;
             self.last_answer = Instant::now();
+            let in_time = self.counts(self.last_answer);
+            self.carried += u64::from(in_time && self.last_answer < self.started + self.plan.duration);
             if self.counts(due) {
                 self.latency.push(micros(self.last_answer - due));
+                self.from_sent.push(micros(self.last_answer - self.connections[number].begun));
             }
         } else {
             self.failed += 1;
@@ -290,8 +303,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn counts(&self, due: Instant) -> bool {
-        due >= self.started + self.plan.warm_up
+    fn counts(&self, moment: Instant) -> bool {
+        moment >= self.started + self.plan.warm_up
     }
 
     fn report(mut self) -> PacedReport {
@@ -303,7 +316,9 @@ impl<'a> Run<'a> {
             refused: self.refused,
             unanswered: unanswered as u64,
             seconds: (self.last_answer - self.started).as_secs_f64(),
+            carried: self.carried,
             latency: Percentiles::of(&mut self.latency),
+            from_sent: Percentiles::of(&mut self.from_sent),
             late: Percentiles::of(&mut self.late),
         }
     }
@@ -317,11 +332,22 @@ impl Connection {
         let flags = EventFlags::IN | EventFlags::OUT | EventFlags::ET;
         epoll::add(epoll, &stream, EventData::new_u64(number as u64), flags)?;
         let input = vec![0; BUFFER].into_boxed_slice().try_into().expect("it is as long as it is made");
-        Ok(Self { stream, input, filled: 0, sent: 0, body_left: None, status: 0, closes: false, due: None })
+        Ok(Self {
+            stream,
+            input,
+            filled: 0,
+            sent: 0,
+            body_left: None,
+            status: 0,
+            closes: false,
+            due: None,
+            begun: Instant::now(),
+        })
     }
 
     fn begin(&mut self, due: Instant) {
         self.due = Some(due);
+        self.begun = Instant::now();
         self.sent = 0;
         self.filled = 0;
         self.body_left = None;
