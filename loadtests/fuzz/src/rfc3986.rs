@@ -8,7 +8,7 @@ pub fn canonical(path: &str) -> Option<String> {
     Some(remove_dot_segments(&unreserved(&path.replace('\\', "/"))?))
 }
 
-/// Section 6.2.2: escapes of unreserved characters are undone, others are written in upper case. `%00` is refused.
+/// Section 6.2.2: escapes of unreserved characters are undone, others stay as they are. `%00` is refused.
 fn unreserved(path: &str) -> Option<String> {
     let mut parts = path.split('%');
     let mut out = parts.next().unwrap_or_default().to_owned();
@@ -17,7 +17,7 @@ fn unreserved(path: &str) -> Option<String> {
         let byte = u8::from_str_radix(digits, 16).ok().filter(|b| *b != 0)?;
         match char::from(byte) {
             c if c.is_ascii_alphanumeric() || "-._~".contains(c) => out.push(c),
-            _ => out.push_str(&format!("%{}", digits.to_ascii_uppercase())),
+            _ => out.push_str(&format!("%{digits}")),
         }
         out.push_str(&part[2..]);
     }
