@@ -9,7 +9,6 @@
 //! HTTP/2, where they come in pieces).
 //! Selectors and targets are resolved before: an [`Authorizer`] has the policies of one listener.
 
-mod address;
 mod rule;
 mod text;
 

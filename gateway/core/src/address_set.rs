@@ -1,29 +1,42 @@
-//! Sets of addresses, looked up in logarithmic time however many blocks a policy lists.
+//! Sets of addresses, looked up in logarithmic time however many blocks a policy lists: a million of them are twenty
+//! comparisons and, as ranges, 8 MB (IPv4: 8 bytes a block; IPv6: 32; blocks that touch share one range).
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 /// Disjoint ranges, inclusive, in order. The families are apart: `::/0` has no IPv4 address in it (as in Envoy).
-#[derive(Debug, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct AddressSet {
-    v4: Vec<(u32, u32)>,
-    v6: Vec<(u128, u128)>,
+    v4: Box<[(u32, u32)]>,
+    v6: Box<[(u128, u128)]>,
+}
+
+/// A million ranges are not for a log.
+impl std::fmt::Debug for AddressSet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "AddressSet({} IPv4 ranges, {} IPv6 ranges)", self.v4.len(), self.v6.len())
+    }
 }
 
 impl AddressSet {
     /// All addresses of these blocks.
     pub fn new<'a>(blocks: impl IntoIterator<Item = &'a IpNet>) -> Self {
-        let mut set = Self::default();
+        let (mut v4, mut v6): (Vec<(u32, u32)>, Vec<(u128, u128)>) = Default::default();
         for block in blocks {
             match block {
-                IpNet::V4(net) => set.v4.push((net.network().into(), net.broadcast().into())),
-                IpNet::V6(net) => set.v6.push((net.network().into(), net.broadcast().into())),
+                IpNet::V4(net) => v4.push((net.network().into(), net.broadcast().into())),
+                IpNet::V6(net) => v6.push((net.network().into(), net.broadcast().into())),
             }
         }
-        merge(&mut set.v4);
-        merge(&mut set.v6);
-        set
+        merge(&mut v4, |last| last.checked_add(1));
+        merge(&mut v6, |last| last.checked_add(1));
+        Self { v4: v4.into(), v6: v6.into() }
+    }
+
+    /// Bytes that the ranges take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.v4) + size_of_val(&*self.v6)
     }
 
     /// Whether there is no address in it.
@@ -40,14 +53,14 @@ impl AddressSet {
     }
 }
 
-fn merge<T: Copy + Ord>(ranges: &mut Vec<(T, T)>) {
+fn merge<T: Copy + Ord>(ranges: &mut Vec<(T, T)>, after: impl Fn(T) -> Option<T>) {
     ranges.sort_unstable();
     ranges.dedup_by(|next, kept| {
-        let overlap = next.0 <= kept.1;
-        if overlap {
+        let touch = after(kept.1).is_none_or(|after| next.0 <= after);
+        if touch {
             kept.1 = kept.1.max(next.1);
         }
-        overlap
+        touch
     });
 }
 
@@ -66,6 +79,30 @@ mod tests {
         let set = AddressSet::new(&["::/0".parse().unwrap()]);
         assert!(set.contains("2001:db8::1".parse().unwrap()));
         assert!(!set.contains("1.2.3.4".parse().unwrap()));
+    }
+
+    #[test]
+    fn blocks_that_touch_share_a_range() {
+        let blocks = ["10.0.0.0/25", "10.0.0.128/25", "10.0.1.7/32", "255.255.255.255/32", "255.0.0.0/8"];
+        let blocks: Vec<IpNet> = blocks.iter().map(|b| b.parse().unwrap()).collect();
+        let set = AddressSet::new(&blocks);
+        assert_eq!(set.bytes(), 3 * 8);
+        assert!(
+            set.contains("255.255.255.255".parse().unwrap()) && !set.contains("10.0.1.8".parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn a_million_blocks_are_eight_megabytes() {
+        // Every other address of 10.0.0.0/8: none of them touch.
+        let blocks: Vec<IpNet> = (0..1_000_000u32)
+            .map(|n| IpNet::new(IpAddr::V4((0x0a00_0000 + 2 * n).into()), 32).unwrap())
+            .collect();
+        let set = AddressSet::new(&blocks);
+        assert_eq!(set.bytes(), 8_000_000);
+        assert!(
+            set.contains("10.30.132.126".parse().unwrap()) && !set.contains("10.30.132.127".parse().unwrap())
+        );
     }
 
     proptest! {

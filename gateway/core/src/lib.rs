@@ -3,6 +3,7 @@
 //! Nothing here does IO, reads a clock or draws randomness: facts, `now` and random numbers are passed in. CI builds the
 //! crate for `wasm32-unknown-unknown` to keep it so.
 
+pub mod address_set;
 pub mod balance;
 pub mod fault;
 pub mod filter;
@@ -19,5 +20,6 @@ pub mod route;
 pub mod snapshot;
 pub mod split;
 
+pub use address_set::AddressSet;
 pub use head::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
 pub use snapshot::Snapshot;

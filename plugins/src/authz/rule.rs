@@ -8,8 +8,8 @@ use ipnet::IpNet;
 use rustc_hash::FxHashMap;
 
 use super::RuleRef;
-use super::address::AddressSet;
 use super::text::{Invalid, Star, Text};
+use fieldgate_core::AddressSet;
 
 /// What a request is matched on.
 pub struct Facts<'a> {
