@@ -330,6 +330,15 @@ impl Headers {
         });
     }
 
+    /// Removes every field for which `drop` says so of those that were there when [`Headers::byte_len`] was `mark`.
+    pub fn remove_before(&mut self, mark: usize, mut drop: impl FnMut(HeaderId, &[u8]) -> bool) {
+        let bytes = &self.bytes;
+        self.fields.retain(|f| {
+            let name = &bytes[f.name as usize..f.name as usize + f.name_len as usize];
+            f.name as usize >= mark || !drop(f.id, name)
+        });
+    }
+
     /// Replaces all fields of that name by one.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         self.remove(name);
@@ -460,6 +469,8 @@ pub struct RequestHead {
     pub target: String,
     /// Length of the path in `target`; what follows is `?query` or nothing.
     pub path_len: usize,
+    /// The path as the client wrote it, where that is another: a listener may make something else of it.
+    pub written_path: Option<Box<str>>,
     /// The version that the client spoke.
     pub version: Version,
     /// The fields.
@@ -489,12 +500,22 @@ impl RequestHead {
         split_port(&self.authority).0
     }
 
+    /// Takes the dot off that says that a host name is complete: `shop.example.` is `shop.example`, and to no policy may
+    /// they be two.
+    pub fn drop_trailing_dot(&mut self) {
+        let end = self.host().len();
+        if end > 1 && self.authority.as_bytes()[end - 1] == b'.' {
+            self.authority.remove(end - 1);
+        }
+    }
+
     /// Forgets everything and keeps the memory.
     pub fn clear(&mut self) {
         self.method = Method::Get;
         self.authority.clear();
         self.target.clear();
         self.path_len = 0;
+        self.written_path = None;
         self.headers.clear();
     }
 
@@ -606,6 +627,27 @@ mod tests {
         assert_eq!(split_port("a:b.example"), ("a", None));
         assert_eq!(split_port("a:"), ("a", None));
         assert_eq!(split_port("[::1]:x:80"), ("[::1]", None));
+    }
+
+    #[test]
+    fn a_complete_name_is_the_same_name() {
+        for (given, expected) in
+            [("a.b.", "a.b"), ("a.b.:80", "a.b:80"), ("a.b", "a.b"), (".", "."), ("", "")]
+        {
+            let mut head = RequestHead { authority: given.into(), ..RequestHead::default() };
+            head.drop_trailing_dot();
+            assert_eq!(head.authority, expected);
+        }
+    }
+
+    #[test]
+    fn what_came_after_a_mark_is_told_from_what_came_before() {
+        let mut h = head(&[("a", "1"), ("x-forwarded-for", "2")]).headers;
+        let mark = h.byte_len();
+        h.push(b"a", b"3");
+        h.append_list(HeaderId::XForwardedFor, "x-forwarded-for", b"4");
+        h.remove_before(mark, |_, _| true);
+        assert_eq!(h.iter().map(|(_, n, v)| (n, v)).collect::<Vec<_>>(), [(&b"a"[..], &b"3"[..])]);
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Question {
                 name => head.headers.push(name.as_bytes(), value.trim().as_bytes()),
             }
         }
+        head.drop_trailing_dot();
         let client = match client {
             Some(text) => text.parse().map_err(|_| format!("`{text}` is not an IP address"))?,
             None => IpAddr::V4(Ipv4Addr::LOCALHOST),

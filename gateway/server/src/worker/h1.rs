@@ -242,6 +242,7 @@ pub(super) fn parse(input: &[u8], request: &mut Request, https: bool) -> Result<
     head.authority.push_str(parsed.host.unwrap_or_default());
     set_target(head, parsed.target)?;
     head.authority.make_ascii_lowercase();
+    head.drop_trailing_dot();
     request.body = parsed.body;
     request.keep_alive = parsed.keep_alive;
     request.expects_continue = parsed.expects_continue && parsed.body != BodyKind::None;
@@ -288,7 +289,9 @@ pub(crate) fn set_target(head: &mut RequestHead, target: &str) -> Result<(), Mal
     if query.is_some_and(|q| q.contains('#')) {
         return Err(Malformed::Target);
     }
-    let path = path::normalise(if path.is_empty() { "/" } else { path }).ok_or(Malformed::Target)?;
+    let written = if path.is_empty() { "/" } else { path };
+    let path = path::normalise(written).ok_or(Malformed::Target)?;
+    head.written_path = (*path != *written).then(|| written.into());
     head.target.clear();
     head.target.push_str(&path);
     head.path_len = head.target.len();

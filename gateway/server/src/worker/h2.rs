@@ -225,6 +225,7 @@ pub(super) fn read_head(
     }
     head.headers.remove_id(HeaderId::Host);
     head.authority = authority;
+    head.drop_trailing_dot();
     if head.method != Method::Connect {
         let target = parts.uri.path_and_query().map_or("", |t| t.as_str());
         if !target.bytes().all(|b| b.is_ascii_graphic()) {
