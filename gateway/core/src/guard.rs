@@ -19,6 +19,28 @@ pub trait Guard: Send + Sync + std::fmt::Debug {
     /// What it is, for metrics and people: `ext_authz`, `rate_limit`, `login`, `edge`.
     fn name(&self) -> &'static str;
 
+    /// Whether it follows a request that it let through: [`Guard::body_limit`], [`Guard::send`] and [`Guard::receive`]
+    /// are asked only of those that do.
+    fn follows(&self) -> bool {
+        false
+    }
+
+    /// Bytes that the request's body may have, where its length is not announced.
+    fn body_limit(&self) -> Option<u64> {
+        None
+    }
+
+    /// Looks at the head once more, as it goes upstream. Fields that were there when [`Headers::byte_len`] was
+    /// `from_client` are the client's own.
+    fn send(&self, head: &mut RequestHead, from_client: usize) {
+        let _ = (head, from_client);
+    }
+
+    /// Looks at the head of the response, whoever made it. `https`: the client hears it by TLS.
+    fn receive(&self, https: bool, response: &mut Headers) {
+        let _ = (https, response);
+    }
+
     /// Looks at a request. It may change the head.
     fn begin(&self, request: &mut Guarded<'_>) -> Verdict;
 
