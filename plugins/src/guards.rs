@@ -8,11 +8,14 @@ use fieldgate_core::filter::LocalResponse;
 use fieldgate_core::guard::{Guard, Guarded, Verdict};
 use fieldgate_core::ir::{self, GuardKind, ObjectKey};
 
+use crate::edge;
+
 /// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping.
 pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn Guard> {
     let _ = before;
     match &guard.kind {
-        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::ExtAuthz(_) | GuardKind::RateLimit(_) => {
+        GuardKind::Edge(rules) => edge::ready(guard, rules),
+        GuardKind::Login(_) | GuardKind::ExtAuthz(_) | GuardKind::RateLimit(_) => {
             closed(&guard.key, "it cannot be enforced by this build")
         }
     }

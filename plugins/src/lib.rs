@@ -3,4 +3,5 @@
 
 pub mod authz;
 pub mod cors;
+pub mod edge;
 pub mod guards;

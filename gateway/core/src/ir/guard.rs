@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{IpNet, ObjectKey, PoolKey, StringMatch};
+use super::{ObjectKey, PoolKey, StringMatch};
+use crate::AddressSet;
+use crate::path::PathOptions;
 
 /// A guard's name where it is used. `id` is made of the key once, so that a request looks it up by a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +55,10 @@ pub enum GuardKind {
 /// What no request of a listener or route may be. Empty lists and `None` ask nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EdgeRules {
-    /// Clients (after trusted X-Forwarded-For) that may come; empty lets all.
-    pub allow: Arc<[IpNet]>,
+    /// Clients (after trusted X-Forwarded-For) that may come; `None` lets all.
+    pub allow: Option<Arc<AddressSet>>,
     /// Clients that may not, though `allow` has them.
-    pub deny: Arc<[IpNet]>,
+    pub deny: Arc<AddressSet>,
     /// Bytes of a request's body. More: 413.
     pub max_body: Option<u64>,
     /// Bytes of path and query. More: 414.
@@ -65,6 +67,26 @@ pub struct EdgeRules {
     pub request_headers: Option<Arc<[StringMatch]>>,
     /// Methods that are taken; empty takes all. Others: 405.
     pub methods: Vec<Arc<str>>,
+    /// Fields that a response gets unless it has them; names in lower case.
+    pub response_headers: Vec<(Arc<str>, Arc<str>)>,
+    /// `strict-transport-security`, for those who came by TLS.
+    pub transport_security: Option<Arc<str>>,
+    /// What becomes of paths; only before routing. `None` leaves the canonical form.
+    pub paths: Option<PathOptions>,
+    /// What becomes of the port that a request's host names.
+    pub strip_port: StripPort,
+}
+
+/// What becomes of the port that a request's host names (Envoy's `strip_matching_host_port`, `strip_any_host_port`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StripPort {
+    /// It stays.
+    #[default]
+    No,
+    /// It is taken off where it is the port that the request came to.
+    Matching,
+    /// It is taken off.
+    Any,
 }
 
 /// How users prove who they are. Those given are tried in this order: API key, basic, OIDC.
