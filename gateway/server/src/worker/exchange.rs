@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::fault::FaultDecision;
-use fieldgate_core::guard::{Answered, Callout, NoAnswer};
+use fieldgate_core::guard::{Answered, Callout, Guard, NoAnswer};
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{Affinity, ListenerKey};
 use fieldgate_core::route::Entry;
@@ -179,16 +179,20 @@ struct Walk<'p> {
     /// The client, after trusted X-Forwarded-For.
     client: Option<IpAddr>,
     rare: Option<Box<Rare<'p>>>,
-    known: Option<Box<Known>>,
+    known: Option<Box<Known<'p>>>,
+    /// Bytes of header fields that came from the client.
+    from_client: usize,
 }
 
 /// What guards have learned, and what was asked for them.
 #[derive(Default)]
-struct Known {
+struct Known<'p> {
     metadata: Metadata,
     response_headers: Headers,
     /// The answer to the last question, and which of the guard's it was.
     answer: Option<(u8, Result<Answered, NoAnswer>)>,
+    /// Guards that are not done with the request when it goes on.
+    following: Vec<&'p dyn Guard>,
 }
 
 pub(super) struct Forward<'p> {
@@ -218,6 +222,10 @@ struct Rare<'p> {
     cookies: SmallVec<[String; 1]>,
     /// What guards add to the response.
     headers: Headers,
+    /// Guards that look at the response.
+    following: Vec<&'p dyn Guard>,
+    /// Bytes that the request's body may have.
+    body_limit: Option<u64>,
     /// The route keeps a client at one endpoint.
     affinity: Option<&'p Affinity>,
     fault: Option<FaultDecision>,
@@ -232,6 +240,11 @@ impl<'p> Forward<'p> {
     /// What the choice of an endpoint looks at, apart from those tried.
     fn wish(&self) -> Wish<'static> {
         self.rare.as_ref().map_or_else(Wish::default, |rare| rare.wish)
+    }
+
+    /// Bytes that the request's body may have.
+    fn body_limit(&self) -> Option<u64> {
+        self.rare.as_ref().and_then(|rare| rare.body_limit)
     }
 
     /// When the request must be over.

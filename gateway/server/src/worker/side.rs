@@ -44,6 +44,8 @@ pub enum SideError {
     Malformed(Malformed),
     /// The stream or connection was reset (HTTP/2).
     Reset(h2::Error),
+    /// The body is longer than it may be.
+    TooLong,
 }
 
 impl SideError {
@@ -63,6 +65,7 @@ impl SideError {
         match self {
             Self::Reset(error) => !error.is_reset() || self.is_unprocessed(),
             Self::Io(_) | Self::Malformed(_) => true,
+            Self::TooLong => false,
         }
     }
 }
@@ -73,6 +76,7 @@ impl std::fmt::Display for SideError {
             Self::Io(e) => write!(f, "{e}"),
             Self::Malformed(e) => write!(f, "{e}"),
             Self::Reset(e) => write!(f, "{e}"),
+            Self::TooLong => f.write_str("the body is longer than allowed"),
         }
     }
 }
@@ -622,6 +626,8 @@ pub struct Transfer {
     replay: Option<Rc<Replay>>,
     /// How much of it the sink has taken.
     replayed: usize,
+    /// Body bytes that there may be.
+    limit: Option<u64>,
     /// It waits for the source, and the sink has all that there is.
     pub starved: bool,
 }
@@ -636,10 +642,11 @@ pub enum TransferError {
 }
 
 impl Transfer {
-    /// One that mirrors look on, if there are any, and that can be made again, if need be.
-    pub fn upload(tee: Option<Rc<Tee>>, replay: Option<Rc<Replay>>) -> Self {
+    /// One that mirrors look on, if there are any, and that can be made again, if need be. `limit`: body bytes that there
+    /// may be.
+    pub fn upload(tee: Option<Rc<Tee>>, replay: Option<Rc<Replay>>, limit: Option<u64>) -> Self {
         let bytes = replay.as_ref().map_or(0, |replay| replay.received());
-        Self { bytes, tee, replay, ..Self::default() }
+        Self { bytes, tee, replay, limit, ..Self::default() }
     }
 
     /// The trailers that came, once the body is over.
@@ -655,6 +662,11 @@ impl Transfer {
         to: &mut Side,
     ) -> Poll<Result<(), TransferError>> {
         use TransferError::{Sink, Source};
+        let limit = self.limit.unwrap_or(u64::MAX);
+        // What was kept of it before may have been too much already.
+        if self.bytes > limit {
+            return Poll::Ready(Err(Source(SideError::TooLong)));
+        }
         if self.replay.is_some() && !self.ended {
             ready!(self.poll_replay(cx, to)).map_err(Sink)?;
         }
@@ -687,6 +699,9 @@ impl Transfer {
                 }
                 Piece::Data(len) => {
                     self.starved = false;
+                    if self.bytes.saturating_add(len as u64) > limit {
+                        return Poll::Ready(Err(Source(SideError::TooLong)));
+                    }
                     let last = from.ends_after(len);
                     let moved = match to {
                         Side::H1(s) => {

@@ -18,12 +18,12 @@ use crate::worker::{Connection, Worker};
 
 /// Takes what is left of the listener's steps.
 #[allow(clippy::result_large_err)] // an answer is the end of the request, not an error on a hot path
-pub(super) fn admit(
+pub(super) fn admit<'p>(
     worker: &Worker,
     conn: &Connection,
-    policy: &ListenerPolicy,
+    policy: &'p ListenerPolicy,
     request: &mut Request,
-    walk: &mut Walk<'_>,
+    walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     for step in policy.steps.iter().skip(walk.steps as usize) {
         match step {
@@ -37,14 +37,14 @@ pub(super) fn admit(
 
 /// Asks a guard of a rule.
 #[allow(clippy::result_large_err)] // see `admit`
-pub(super) fn ask(
+pub(super) fn ask<'p>(
     worker: &Worker,
     conn: &Connection,
-    published: &Published,
+    published: &'p Published,
     guard: &GuardRef,
     entry: &Entry,
     request: &mut Request,
-    walk: &mut Walk<'_>,
+    walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     match published.guards.get(&guard.id) {
         Some(guard) => consult(worker, conn, &**guard, Some(&entry.rule.ir), request, walk),
@@ -53,17 +53,20 @@ pub(super) fn ask(
 }
 
 #[allow(clippy::result_large_err)] // see `admit`
-fn consult(
+fn consult<'p>(
     worker: &Worker,
     conn: &Connection,
-    guard: &dyn Guard,
+    guard: &'p dyn Guard,
     rule: Option<&Arc<Rule>>,
     request: &mut Request,
-    walk: &mut Walk<'_>,
+    walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     let facts = facts(conn, walk);
     let known = walk.known.get_or_insert_default();
     let answer = known.answer.take();
+    if answer.is_none() && guard.follows() {
+        known.following.push(guard);
+    }
     let mut guarded = Guarded {
         head: &mut request.head,
         facts,

@@ -60,7 +60,7 @@ pub(super) async fn attempt(
         worker,
         side,
         h2_response,
-        upload: Transfer::upload(to.tee.clone(), to.replay.clone()),
+        upload: Transfer::upload(to.tee.clone(), to.replay.clone(), to.body_limit()),
         upload_failed: false,
         reused,
         any: false,
@@ -354,7 +354,7 @@ fn length_of(headers: &Headers) -> Option<u64> {
 
 fn client_failure(error: SideError) -> Failure {
     match error {
-        SideError::Malformed(_) => Failure::ClientError(error),
+        SideError::Malformed(_) | SideError::TooLong => Failure::ClientError(error),
         SideError::Io(_) | SideError::Reset(_) => Failure::ClientGone,
     }
 }

@@ -33,14 +33,16 @@ pub(super) fn decide<'p>(
     log: &mut Log<'p>,
     walk: &mut Walk<'p>,
 ) -> Decision<'p> {
-    match decide_or_stop(worker, conn, published, request, log, walk) {
-        Ok(to) => Decision::Forward(to),
-        Err(Stop::Ask(callout)) => Decision::Ask(callout),
-        Err(Stop::Answer(answer)) if request.head.is_grpc() && answer.status >= 400 => {
-            Decision::Answer(answer.into_grpc())
-        }
-        Err(Stop::Answer(answer)) => Decision::Answer(answer),
+    let mut answer = match decide_or_stop(worker, conn, published, request, log, walk) {
+        Ok(to) => return Decision::Forward(to),
+        Err(Stop::Ask(callout)) => return Decision::Ask(callout),
+        Err(Stop::Answer(answer)) => answer,
+    };
+    for guard in walk.known.iter().flat_map(|known| &known.following) {
+        guard.receive(request.head.https, &mut answer.headers);
     }
+    let grpc = request.head.is_grpc() && answer.status >= 400;
+    Decision::Answer(if grpc { answer.into_grpc() } else { answer })
 }
 
 /// Why a request is not forwarded, or not yet.
@@ -91,7 +93,10 @@ fn decide_or_stop<'p>(
 ) -> Result<Forward<'p>, Stop> {
     let listener = match log.listener {
         Some(listener) => listener,
-        None => log.listener.insert(listener_of(conn, published, &request.head)?),
+        None => {
+            walk.from_client = request.head.headers.byte_len();
+            log.listener.insert(listener_of(conn, published, &request.head)?)
+        }
     };
     let trusted_hops = listener.ir.client.trusted_hops;
     // What this says changes with the head; what is asked before and after is to be told the same.
@@ -120,8 +125,12 @@ fn decide_or_stop<'p>(
         walk.filters += 1;
     }
     let mut rare = walk.rare.take();
-    if let Some(known) = walk.known.take().filter(|known| !known.response_headers.is_empty()) {
-        rare.get_or_insert_default().headers = known.response_headers;
+    let known = walk.known.take().filter(|k| !k.response_headers.is_empty() || !k.following.is_empty());
+    if let Some(known) = known {
+        let rare = rare.get_or_insert_default();
+        rare.headers = known.response_headers;
+        rare.body_limit = known.following.iter().filter_map(|guard| guard.body_limit()).min();
+        rare.following = known.following;
     }
     let head = &mut request.head;
     if rule.ir.backends.is_empty() {
@@ -155,6 +164,9 @@ fn decide_or_stop<'p>(
     worker.count_choice(rule, chosen);
     log.backend = Some(chosen);
     let backend = &rule.backends[chosen];
+    for guard in rare.iter().flat_map(|rare| &rare.following) {
+        guard.send(head, walk.from_client);
+    }
     let mut copies = None;
     let mirrored = request.upgrade.is_none();
     if mirrored && !rule.mirrors.is_empty() {
@@ -294,6 +306,9 @@ pub fn apply_to_response(
     let Some(rare) = &to.rare else { return };
     for (_, name, value) in rare.headers.iter() {
         response.headers.push(name, value);
+    }
+    for guard in &rare.following {
+        guard.receive(request.https, &mut response.headers);
     }
     // Only news is told: a client whose endpoint is the one that it named knows it.
     if let Some(affinity) = rare.affinity.filter(|_| rare.wish.prefer != Some(endpoint)) {

@@ -66,8 +66,8 @@ pub(super) async fn or_in_turn<'w>(
             won
         }
         Ok(Ok(false)) => try_in_turn(worker, down, request, to, None, log, response, deadline).await,
-        Ok(Err(SideError::Malformed(why))) => {
-            Err(Next::Answer(client_error(request, log, &SideError::Malformed(why))))
+        Ok(Err(error @ (SideError::Malformed(_) | SideError::TooLong))) => {
+            Err(Next::Answer(client_error(request, log, &error)))
         }
         Ok(Err(_)) | Err(_) => Err(Next::ClientGone),
     }
@@ -95,6 +95,11 @@ fn poll_gather(
     let mut trailers = None;
     loop {
         match ready!(down.poll_body(cx, &mut trailers))? {
+            Piece::Data(len)
+                if to.body_limit().is_some_and(|limit| replay.received() + len as u64 > limit) =>
+            {
+                return Poll::Ready(Err(SideError::TooLong));
+            }
             Piece::Data(len) if !replay.has_room(len) => return Poll::Ready(Ok(false)),
             Piece::Data(len) => {
                 let data = down.data(len);

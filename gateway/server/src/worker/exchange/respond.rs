@@ -145,6 +145,10 @@ pub(super) async fn respond(
         }
         Err(end) => {
             match &end {
+                End::Client(e @ SideError::TooLong) => {
+                    log.details = "edge_body_too_large".into();
+                    log.failure = Some(e.to_string());
+                }
                 End::Client(e) => {
                     log.flags = "DC";
                     log.details = "downstream_remote_disconnect".into();

@@ -283,9 +283,12 @@ pub(super) fn unreachable_upstream() -> Answer {
     Answer::new(503, details, "UF", "no upstream could be reached\n")
 }
 
-/// The client has broken the protocol in its body.
+/// The client has broken the protocol in its body, or sends more of it than it may.
 pub(super) fn client_error(request: &mut Request, log: &mut Log<'_>, error: &SideError) -> Answer {
     log.failure = Some(error.to_string());
     request.keep_alive = false;
+    if let SideError::TooLong = error {
+        return Answer::new(413, "edge_body_too_large", "-", "the body is too large\n");
+    }
     Answer::new(400, "downstream_body_error", "DPE", "bad request body\n")
 }
