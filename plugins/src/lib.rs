@@ -4,4 +4,5 @@
 pub mod authz;
 pub mod cors;
 pub mod edge;
+pub mod grpc;
 pub mod guards;

@@ -89,14 +89,17 @@ pub struct Guarded<'a> {
 pub struct Callout {
     /// Whom.
     pub pool: Arc<PoolKey>,
-    /// What. Its target is path and query; its version means nothing.
+    /// What. Its target is path and query; an authority that is empty becomes the pool's host; scheme and version mean
+    /// nothing.
     pub head: RequestHead,
     /// The body.
     pub body: Bytes,
-    /// How much of the client's body is wanted before: it is read, kept, and given to [`Guard::resume`] by way of
-    /// [`NoAnswer::Body`], which is then asked again. `None` wants none.
+    /// How much of the client's body is wanted before: it is read, kept to be forwarded as it is, and given to
+    /// [`Guard::resume`] by way of [`NoAnswer::Body`]; nobody is asked, and the guard asks again with what it then knows.
+    /// `None` wants none, and asks.
     pub client_body: Option<BodyWish>,
-    /// Whether the pool is spoken to by HTTP/2 whatever it says itself: gRPC is.
+    /// A gRPC call: the pool is spoken to by HTTP/2 whatever it says itself, and `te`, `content-type` and `grpc-timeout`
+    /// are added. The body is a message in its frame.
     pub grpc: bool,
     /// How long it may take, connecting and trying again included.
     pub timeout: Duration,

@@ -3,6 +3,7 @@
 //! Decisions are core's; this file carries them out and sees to it that every request has exactly one outcome on record.
 
 mod admit;
+mod ask;
 mod attempt;
 mod decide;
 mod fault;
@@ -31,15 +32,16 @@ use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
 use smallvec::SmallVec;
 
-pub(super) use self::attempt::{Opened, open, speaks_http2};
+pub(super) use self::attempt::{Opened, open, open_speaking, speaks_http2};
 pub(super) use self::decide::apply_to_response;
-pub(super) use self::tries::{InFlight, pick, recycle, tell};
+pub(super) use self::respond::grpc_status;
+pub(super) use self::tries::{InFlight, http_status, pick, recycle, tell};
 use super::capacity::Queued;
 use super::local::Answer;
 use super::replay::Replay;
 use super::side::{Side, SideError, Transfer};
 use super::upstream::StreamGuard;
-use super::{Connection, Current, Worker, callout, mirror};
+use super::{Connection, Worker, mirror};
 use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
@@ -328,7 +330,8 @@ pub async fn exchange(
     let mut decision = decide::decide(worker, conn, &published, request, &mut log, &mut walk);
     if let Decision::Ask(callout) = decision {
         // Rare, and not to make every exchange larger.
-        let asked = ask_around(worker, conn, &published, &mut down, request, &mut log, walk, callout);
+        let asked =
+            ask::ask_around(worker, conn, &published, &mut down, request, &mut log, walk, callout, deadline);
         match Box::pin(asked).await {
             Some(then) => decision = then,
             None => {
@@ -347,6 +350,9 @@ pub async fn exchange(
         Decision::Forward(mut to) => {
             if let Some(copies) = to.copies.take() {
                 to.tee = copies.send(worker, &published, request.body);
+                if let (Some(tee), Some(kept)) = (&to.tee, &to.replay) {
+                    kept.show(tee);
+                }
             }
             tries::forward_request(worker, down, request, to, &mut log, &mut response, deadline).await
         }
@@ -355,30 +361,6 @@ pub async fn exchange(
     worker.give_response_head(response);
     worker.requests.set(worker.requests.get() - 1);
     end
-}
-
-/// Asks what is to be asked, until the request is decided on; nothing if the client goes away meanwhile.
-#[allow(clippy::too_many_arguments)]
-async fn ask_around<'p>(
-    worker: &Rc<Worker>,
-    conn: &Connection,
-    published: &'p Current,
-    down: &mut Side,
-    request: &mut Request,
-    log: &mut Log<'p>,
-    mut walk: Walk<'p>,
-    mut callout: Box<Callout>,
-) -> Option<Decision<'p>> {
-    loop {
-        let step = callout.step;
-        let asked = callout::ask(worker, published, *callout);
-        let answer = tries::unless_gone(down, request, asked).await?;
-        walk.known.get_or_insert_default().answer = Some((step, answer));
-        match decide::decide(worker, conn, published, request, log, &mut walk) {
-            Decision::Ask(next) => callout = next,
-            decision => return Some(decision),
-        }
-    }
 }
 
 /// Records a request that was refused before it had a head to decide on.

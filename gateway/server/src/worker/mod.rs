@@ -186,6 +186,7 @@ pub(crate) struct Worker {
     pub pools: RefCell<Vec<PoolState>>,
     pub upstreams: upstream::Upstreams,
     pub mirrors: mirror::Mirrors,
+    pub callouts: callout::Callouts,
     /// Lines of the access log that were not handed over yet.
     lines: RefCell<Batch>,
     index: usize,
@@ -269,6 +270,7 @@ impl Worker {
             pools: RefCell::default(),
             upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone()),
             mirrors: mirror::Mirrors::default(),
+            callouts: callout::Callouts::default(),
             lines: RefCell::default(),
             index,
             overload: shared.overload.clone(),

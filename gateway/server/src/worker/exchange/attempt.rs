@@ -151,7 +151,21 @@ pub async fn open(
     upgrading: Option<&Request>,
     address: SocketAddr,
 ) -> Result<Opened, Failure> {
-    if speaks_http2(pool, head, upgrading.is_some()) {
+    let http2 = speaks_http2(pool, head, upgrading.is_some());
+    open_speaking(worker, pool, http2, head, body, upgrading, address).await
+}
+
+/// The same, by HTTP/2 or HTTP/1 whatever the pool says.
+pub async fn open_speaking(
+    worker: &Worker,
+    pool: &CompiledPool,
+    http2: bool,
+    head: &RequestHead,
+    body: BodyKind,
+    upgrading: Option<&Request>,
+    address: SocketAddr,
+) -> Result<Opened, Failure> {
+    if http2 {
         open_http2(worker, pool, head, body, address, upgrading).await
     } else {
         open_http1(worker, pool, head, body, upgrading, address).await

@@ -83,6 +83,9 @@ async fn gather(down: &mut Side, request: &Request, to: &Forward<'_>) -> Result<
         return Ok(true);
     }
     let Some(replay) = &to.replay else { return Ok(false) };
+    if replay.has_ended() {
+        return Ok(replay.is_whole());
+    }
     poll_fn(|cx| poll_gather(cx, down, to, replay)).await
 }
 

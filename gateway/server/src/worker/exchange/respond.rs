@@ -240,6 +240,6 @@ fn poll_streams(
     deadline.poll_expired(cx).map(|()| Err(End::Idle))
 }
 
-pub(super) fn grpc_status(headers: Option<&Headers>) -> Option<u16> {
+pub fn grpc_status(headers: Option<&Headers>) -> Option<u16> {
     std::str::from_utf8(headers?.get_id(HeaderId::GrpcStatus)?).ok()?.parse().ok()
 }

@@ -51,8 +51,18 @@ impl<'w> Tries<'w> {
         Self { tried: Tried::new(), worker, failed: 0, stale: 0, pass: None }
     }
 
-    /// Where to keep the request's body for another try, if there may be one after some of the body was sent.
+    /// Where to keep the request's body for another try, if there may be one after some of the body was sent. What a guard
+    /// has had kept of it is there already.
     pub fn replay(to: &Forward<'_>, request: &Request) -> Option<Rc<Replay>> {
+        let limit = Self::replay_limit(to, request);
+        if let Some(kept) = &to.replay {
+            kept.raise(limit.unwrap_or(0));
+            return Some(kept.clone());
+        }
+        limit.map(|limit| Rc::new(Replay::new(limit)))
+    }
+
+    fn replay_limit(to: &Forward<'_>, request: &Request) -> Option<usize> {
         let asked = to.rule.ir.retry.as_ref().map(|retry| retry.body_limit as usize);
         let limit = asked.or_else(|| request.head.method.is_idempotent().then_some(BODY))?;
         let fits = match request.body {
@@ -60,7 +70,7 @@ impl<'w> Tries<'w> {
             BodyKind::Length(length) => length <= limit as u64,
             BodyKind::Chunked | BodyKind::UntilClose => true,
         };
-        (fits && limit > 0 && request.upgrade.is_none()).then(|| Rc::new(Replay::new(limit)))
+        (fits && limit > 0 && request.upgrade.is_none()).then_some(limit)
     }
 
     /// Whether a response is to be replaced by that of another try, and after which pause.

@@ -279,15 +279,22 @@ impl InFlight<'_> {
 
     /// As a gRPC server says it, if its answer has no more than a head.
     pub(super) fn saw_response(&self, to: &Forward<'_>, request: &Request, response: &ResponseHead) {
-        if to.pool.ir.outlier.is_none() {
-            // All that is kept of an answer where nobody looks for outliers.
-            return to.pool.endpoints[self.index].state.report_success();
-        }
         let status = match response.status {
-            200 if request.head.is_grpc() => grpc_status(Some(&response.headers)).map_or(200, http_status),
+            200 if to.pool.ir.outlier.is_some() && request.head.is_grpc() => {
+                grpc_status(Some(&response.headers)).map_or(200, http_status)
+            }
             status => status,
         };
-        self.saw(to.pool, Seen::Status(status));
+        self.saw_status(to.pool, status);
+    }
+
+    /// It has answered with this status.
+    pub fn saw_status(&self, pool: &CompiledPool, status: u16) {
+        if pool.ir.outlier.is_none() {
+            // All that is kept of an answer where nobody looks for outliers.
+            return pool.endpoints[self.index].state.report_success();
+        }
+        self.saw(pool, Seen::Status(status));
     }
 
     /// A try at it had no response.
@@ -338,7 +345,7 @@ fn is_ours(error: &io::Error) -> bool {
 }
 
 /// What a gRPC status says of a server's health, as an HTTP status (Envoy maps them so for outlier detection).
-fn http_status(grpc: u16) -> u16 {
+pub fn http_status(grpc: u16) -> u16 {
     match grpc {
         0 => 200,
         3 | 9 | 11 => 400,
