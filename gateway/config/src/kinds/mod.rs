@@ -16,6 +16,7 @@ pub mod fieldgate;
 mod filter;
 mod foreign;
 mod gateway;
+pub mod guard;
 pub mod istio;
 mod kubernetes;
 pub mod number;
@@ -23,6 +24,7 @@ pub mod pool;
 mod pool_check;
 pub mod pool_health;
 pub mod pool_traffic;
+pub mod rate_limit;
 mod route;
 pub mod traffic_policy;
 
@@ -62,6 +64,7 @@ pub enum Kind {
     Pool,
     SplitPolicy,
     TrafficPolicy,
+    RateLimitPolicy,
     DestinationRule,
     BackendTrafficPolicy,
 }
@@ -90,13 +93,14 @@ pub enum Spec {
     Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
+    RateLimitPolicy(Box<rate_limit::RateLimitPolicySpec>),
     DestinationRule(Box<destination_rule::DestinationRuleSpec>),
     BackendTrafficPolicy(Box<XBackendTrafficPolicySpec>),
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -112,6 +116,7 @@ impl Kind {
         Kind::Pool,
         Kind::SplitPolicy,
         Kind::TrafficPolicy,
+        Kind::RateLimitPolicy,
         Kind::DestinationRule,
         Kind::BackendTrafficPolicy,
     ];
@@ -134,6 +139,7 @@ impl Kind {
             Kind::Pool => "Pool",
             Kind::SplitPolicy => "SplitPolicy",
             Kind::TrafficPolicy => "TrafficPolicy",
+            Kind::RateLimitPolicy => "RateLimitPolicy",
             Kind::DestinationRule => "DestinationRule",
             Kind::BackendTrafficPolicy => "XBackendTrafficPolicy",
         }
@@ -155,7 +161,7 @@ impl Kind {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
             Kind::AuthorizationPolicy => "security.istio.io",
             Kind::BackendTrafficPolicy => "gateway.networking.x-k8s.io",
-            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy => "fieldgate.dev",
+            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::RateLimitPolicy => "fieldgate.dev",
         }
     }
 
@@ -168,9 +174,11 @@ impl Kind {
                 &["v1", "v1beta1", "v1alpha3"]
             }
             Kind::AuthorizationPolicy => &["v1", "v1beta1"],
-            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
-                &["v1alpha1"]
-            }
+            Kind::Pool
+            | Kind::SplitPolicy
+            | Kind::TrafficPolicy
+            | Kind::RateLimitPolicy
+            | Kind::BackendTrafficPolicy => &["v1alpha1"],
         }
     }
 
@@ -285,6 +293,9 @@ fn read_spec(
         )?),
         Kind::TrafficPolicy => {
             Spec::TrafficPolicy(checked(root, reader, checks, traffic_policy::check_traffic_policy)?)
+        }
+        Kind::RateLimitPolicy => {
+            Spec::RateLimitPolicy(checked(root, reader, checks, rate_limit::check_rate_limit_policy)?)
         }
     })
 }

@@ -107,7 +107,7 @@ impl Attached {
             return refuse("TargetNotFound", "spec.targetRef.name", format!("there is no {key}"), hint);
         };
         route.route(|route| {
-            let rules = named(rules(route), target, &key)?;
+            let rules = named(rules(route), target, &key, "spec.targetRef")?;
             fits(&object.spec, &key, &rules)
         })?;
         let place = (key, target.section_name.clone());
@@ -122,11 +122,12 @@ impl Attached {
     }
 }
 
-/// The rules that a policy is for: the one that it names, else all.
-fn named<'r>(
+/// The rules that a policy is for: the one that it names, else all. `place` is the field of the target.
+pub(super) fn named<'r>(
     mut rules: Vec<RuleView<'r>>,
     target: &TargetRef,
     key: &ObjectKey,
+    place: &str,
 ) -> Result<Vec<RuleView<'r>>, Refusal> {
     let Some(section) = &target.section_name else { return Ok(rules) };
     let names: Vec<&str> = rules.iter().filter_map(|r| r.name).collect();
@@ -135,7 +136,7 @@ fn named<'r>(
     if rules.is_empty() {
         return Err(Refusal {
             reason: "TargetNotFound",
-            field: "spec.targetRef.sectionName".to_owned(),
+            field: format!("{place}.sectionName"),
             message: format!("{key} has no rule named \"{section}\""),
             hint,
         });
@@ -143,7 +144,7 @@ fn named<'r>(
     Ok(rules)
 }
 
-fn rules(route: &Spec) -> Vec<RuleView<'_>> {
+pub(super) fn rules(route: &Spec) -> Vec<RuleView<'_>> {
     match route {
         Spec::HttpRoute(spec) => spec
             .rules

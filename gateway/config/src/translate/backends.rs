@@ -82,7 +82,7 @@ pub(crate) fn resolve(
     let kind = r.kind.unwrap_or("Service");
     let namespace = r.namespace.unwrap_or(&route.namespace);
     let wanted = Reference {
-        from_group: "gateway.networking.k8s.io",
+        from_group: route.kind.group(),
         from_kind: route.kind.as_str(),
         from_namespace: &route.namespace,
         group,

@@ -1,6 +1,6 @@
 //! Objects to IR: what the documents mean together.
 //!
-//! The work is done in stages: gateways, pools, policies, policies of routes, routes. A stage is redone when objects that it
+//! The work is done in stages: gateways, pools, policies, policies of routes, guards, routes. A stage is redone when objects that it
 //! looks at changed, and the routes after it only when what they see of it changed: a route alone costs what that route
 //! costs, endpoints alone cost the pools, a certificate costs the listeners. Whatever comes out equal keeps its place in
 //! memory, so that nothing after it has work to do. The result is that of a translation from scratch; a property test
@@ -12,12 +12,14 @@ mod backends;
 mod destination_rules;
 mod filters;
 mod gateways;
+mod guards;
 mod localities;
 mod matches;
 mod policies;
 mod pool;
 mod pool_traffic;
 mod pools;
+mod rate_limits;
 mod routes;
 mod service_entries;
 mod session;
@@ -66,6 +68,7 @@ pub struct Translator {
     pools: pools::Pools,
     splits: Attached,
     traffic: Attached,
+    guards: guards::Guards,
     notes: StageNotes,
 }
 
@@ -77,6 +80,7 @@ struct StageNotes {
     policies: NotesOf,
     splits: NotesOf,
     traffic: NotesOf,
+    guards: NotesOf,
     conditions: BTreeMap<ObjectKey, Vec<Condition>>,
     /// Of routes. Only those that have any: this is walked on every change.
     problems: BTreeMap<ObjectKey, Vec<Diagnostic>>,
@@ -95,6 +99,22 @@ pub(crate) struct Objects {
 pub(crate) struct Notes {
     pub diagnostics: Vec<Diagnostic>,
     pub conditions: Vec<Condition>,
+}
+
+/// What routes and guards refer to. Not a method, which would borrow the notes, too.
+macro_rules! surroundings {
+    ($all:expr) => {
+        routes::Surroundings {
+            objects: &$all.objects,
+            gateways: &$all.gateways,
+            pools: &$all.config.pools,
+            pool_keys: &$all.pool_keys,
+            hosts: $all.pools.hosts(),
+            splits: &$all.splits,
+            traffic: &$all.traffic,
+            guards: &$all.guards,
+        }
+    };
 }
 
 /// What a change touches.
@@ -124,8 +144,11 @@ impl Translator {
             all_routes |= self.redo_gateways();
         }
         let pools = dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS);
+        let mut guards = gateways || dirt.kinds.iter().any(|k| guards::is_guard(*k));
         if pools || dirt.grpc_targets || dirt.any(&[Kind::ReferenceGrant]) {
-            all_routes |= self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
+            let others = self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
+            all_routes |= others;
+            guards |= others;
         }
         if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {
             self.redo_policies();
@@ -135,6 +158,9 @@ impl Translator {
         }
         if dirt.any(&[Kind::TrafficPolicy]) || dirt.routes.iter().any(|k| self.traffic.is_target(k)) {
             dirt.routes.extend(self.redo_traffic());
+        }
+        if guards || dirt.routes.iter().any(|k| self.guards.is_target(k)) {
+            dirt.routes.extend(self.redo_guards());
         }
         if all_routes {
             dirt.routes.extend(before.routes.keys().cloned());
@@ -146,15 +172,17 @@ impl Translator {
         let changed = !touched.is_empty()
             || !self.config.listeners.ptr_eq(&before.listeners)
             || !self.config.pools.ptr_eq(&before.pools)
-            || !self.config.policies.ptr_eq(&before.policies);
+            || !self.config.policies.ptr_eq(&before.policies)
+            || !self.config.guards.ptr_eq(&before.guards);
         Translation { config: self.config.clone(), touched: ir::Touched::Routes(touched), changed }
     }
 
     /// Finds the places of what is wrong anew where texts moved within these files. What is said of an object is kept
     /// while the object stays the same, and its lines may move all the same.
     pub fn relocate(&mut self, files: &[Arc<str>]) {
-        let StageNotes { gateways, pools, policies, splits, traffic, problems, .. } = &mut self.notes;
-        let stages = [gateways, pools, policies, splits, traffic].into_iter().flat_map(BTreeMap::values_mut);
+        let StageNotes { gateways, pools, policies, splits, traffic, guards, problems, .. } = &mut self.notes;
+        let stages =
+            [gateways, pools, policies, splits, traffic, guards].into_iter().flat_map(BTreeMap::values_mut);
         let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
         for diagnostic in all.filter(|d| files.contains(&d.location.file)) {
             let key = diagnostic.object.as_ref().and_then(|o| {
@@ -265,7 +293,6 @@ impl Translator {
     fn redo_gateways(&mut self) -> bool {
         self.notes.gateways.clear();
         let gateways = gateways::translate(&self.objects, &mut self.notes.gateways);
-        self.config.listeners = merge(&self.config.listeners, gateways.listeners.clone());
         let seen_otherwise = !gateways.looks_like(&self.gateways);
         self.gateways = gateways;
         seen_otherwise
@@ -311,6 +338,22 @@ impl Translator {
         affected
     }
 
+    /// Guards, and with them the listeners, which name theirs. Says which routes have other guards than before.
+    fn redo_guards(&mut self) -> BTreeSet<ObjectKey> {
+        self.notes.guards.clear();
+        let guards = guards::Guards::translate(&surroundings!(self), &mut self.notes.guards);
+        let mut affected = guards.differences(&self.guards);
+        affected.retain(|key| key.kind != Kind::Gateway.as_str());
+        self.config.guards = merge(&self.config.guards, guards.made.clone());
+        self.guards = guards;
+        let mut listeners = self.gateways.listeners.clone();
+        for listener in listeners.values_mut() {
+            self.guards.guard_listener(listener);
+        }
+        self.config.listeners = merge(&self.config.listeners, listeners);
+        affected
+    }
+
     /// Translates one route, or forgets it, and says whether it differs from before.
     fn redo_route(&mut self, key: &ObjectKey) -> bool {
         self.notes.problems.remove(key);
@@ -319,16 +362,7 @@ impl Translator {
             return self.config.routes.remove(key).is_some();
         };
         let mut notes = Notes::default();
-        let surroundings = routes::Surroundings {
-            objects: &self.objects,
-            gateways: &self.gateways,
-            pools: &self.config.pools,
-            pool_keys: &self.pool_keys,
-            hosts: self.pools.hosts(),
-            splits: &self.splits,
-            traffic: &self.traffic,
-        };
-        let route = routes::translate(object, &surroundings, &mut notes);
+        let route = routes::translate(object, &surroundings!(self), &mut notes);
         if let Some(refused) = self.refused.get(key) {
             notes.fall_back(refused);
         }
@@ -354,8 +388,8 @@ impl Dirt {
 }
 
 impl StageNotes {
-    fn stages(&self) -> [&NotesOf; 5] {
-        [&self.gateways, &self.pools, &self.policies, &self.splits, &self.traffic]
+    fn stages(&self) -> [&NotesOf; 6] {
+        [&self.gateways, &self.pools, &self.policies, &self.splits, &self.traffic, &self.guards]
     }
 }
 

@@ -236,7 +236,7 @@ fn operation(o: &Operation, place: &str) -> Result<PolicyOperation, Problem> {
     Ok(translated)
 }
 
-fn string(text: &str) -> StringMatch {
+pub(super) fn string(text: &str) -> StringMatch {
     if text == "*" {
         StringMatch::Present
     } else if let Some(suffix) = text.strip_prefix('*') {
@@ -248,7 +248,7 @@ fn string(text: &str) -> StringMatch {
     }
 }
 
-fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
+pub(super) fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
     let parse = |(at, text): (usize, &String)| -> Result<StringMatch, Problem> {
         match template_problem(text) {
             None if is_template(text) => Ok(StringMatch::Template(text.as_str().into())),

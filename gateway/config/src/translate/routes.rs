@@ -18,6 +18,7 @@ use thin_vec::{ThinVec, thin_vec};
 use super::attached::Attached;
 use super::backends::{BackendRef, resolve};
 use super::gateways::{GROUP, Gateways, ListenerInfo, hostname};
+use super::guards::Guards;
 use super::pools::Hosts;
 use super::{Notes, Objects, filters, matches, session, splits, traffic_policies};
 use crate::diagnostic::did_you_mean_hint;
@@ -34,6 +35,7 @@ pub(crate) struct Surroundings<'a> {
     pub hosts: &'a Hosts,
     pub splits: &'a Attached,
     pub traffic: &'a Attached,
+    pub guards: &'a Guards,
 }
 
 /// Everything that translating one route looks at.
@@ -400,6 +402,7 @@ impl Context<'_> {
         if let Some(policy) = self.around.traffic.for_rule(&self.key, name) {
             traffic_policies::apply(policy, rule, &mut translated);
         }
+        self.around.guards.guard_rule(&self.key, name, &mut translated);
         Some(translated)
     }
 

@@ -19,12 +19,13 @@ const MAX_RULES: usize = 5_000;
 const MAX_POOLS: usize = 5_000;
 
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 9] = [
     "AuthorizationPolicy",
     "GRPCRoute",
     "Gateway",
     "HTTPRoute",
     "Pool",
+    "RateLimitPolicy",
     "Secret",
     "SplitPolicy",
     "TrafficPolicy",
@@ -89,7 +90,7 @@ fn rejected(out: &mut String, view: &View) {
 
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
-    const READ: [&str; 17] = [
+    const READ: [&str; 18] = [
         "AuthorizationPolicy",
         "ConfigMap",
         "DestinationRule",
@@ -99,6 +100,7 @@ fn known_kind(kind: &str) -> &'static str {
         "HTTPRoute",
         "Namespace",
         "Pool",
+        "RateLimitPolicy",
         "ReferenceGrant",
         "Secret",
         "Service",

@@ -35,6 +35,18 @@ fn versions() -> Vec<Vec<String>> {
         let target = "targetRef: {group: gateway.networking.k8s.io, kind: HTTPRoute, name: a";
         object("fieldgate.dev/v1alpha1", "TrafficPolicy", "t", &format!("{target}{spec}"))
     };
+    let limits = |targets: &str, spec: &str| {
+        let one = "group: gateway.networking.k8s.io, kind";
+        let targets = targets.replace("KIND", one);
+        let limit = "{name: l, rate: {requests: 1, per: 1s}}";
+        let spec = format!("targetRefs: [{targets}], limits: [{limit}]{spec}");
+        object("fieldgate.dev/v1alpha1", "RateLimitPolicy", "l", &spec)
+    };
+    let asked = |port: u16| {
+        format!(
+            ", global: {{failOpen: false, backendRef: {{name: s, port: {port}}}, domain: d, descriptors: [{{entries: [{{key: a, value: b}}]}}]}}"
+        )
+    };
     let slice = |address: &str| {
         format!(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: s1, labels: {{kubernetes.io/service-name: s}}}}\naddressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [{address}]}}]\n"
@@ -165,6 +177,11 @@ fn versions() -> Vec<Vec<String>> {
             "x",
             "targetRefs: [{group: '', kind: Service, name: s}], retryConstraint: {budget: {percent: 7}}",
         )],
+        vec![
+            limits("{KIND: HTTPRoute, name: a}, {KIND: Gateway, name: edge, sectionName: tls}", ""),
+            limits("{KIND: HTTPRoute, name: a, sectionName: x}, {KIND: Gateway, name: edge}", &asked(80)),
+            limits("{KIND: GRPCRoute, name: g}, {KIND: Gateway, name: edgy}", &asked(81)),
+        ],
         vec![gateway(WEB).replace("name: edge", "name: edgy, creationTimestamp: '2020-01-01T00:00:00Z'")],
     ]
 }
@@ -183,7 +200,7 @@ proptest! {
     #[test]
     fn any_way_to_a_state_gives_that_state(
         steps in proptest::collection::vec(
-            proptest::collection::vec((0usize..20, proptest::option::weighted(0.8, 0usize..5)), 1..6),
+            proptest::collection::vec((0usize..21, proptest::option::weighted(0.8, 0usize..5)), 1..6),
             1..16,
         )
     ) {

@@ -3,6 +3,7 @@
 mod backends;
 mod destination_rules;
 mod gateways;
+mod guards;
 mod incremental;
 mod policies;
 mod pools;
