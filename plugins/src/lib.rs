@@ -6,3 +6,4 @@ pub mod cors;
 pub mod edge;
 pub mod grpc;
 pub mod guards;
+pub mod jwt;
