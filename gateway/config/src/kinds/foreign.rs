@@ -16,7 +16,6 @@ const KINDS: &[(&str, &[&str])] = &[
         "",
         &[
             "Pod",
-            "ConfigMap",
             "ServiceAccount",
             "Endpoints",
             "PersistentVolume",

@@ -36,7 +36,7 @@ use gateway_api::experimental::{
     httproutes::HttpRouteSpec, referencegrants::ReferenceGrantSpec,
 };
 use k8s_openapi::ByteString;
-use k8s_openapi::api::core::v1::{Secret, ServiceSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde::de::DeserializeOwned;
 
@@ -58,6 +58,7 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Secret,
+    ConfigMap,
     ServiceEntry,
     WorkloadEntry,
     AuthorizationPolicy,
@@ -87,6 +88,8 @@ pub enum Spec {
     EndpointSlice(Box<EndpointSlice>),
     /// Its `metadata` is empty: see the object's own. `stringData` is merged into `data` already.
     Secret(Box<Secret>),
+    /// Its `metadata` is empty: see the object's own.
+    ConfigMap(Box<ConfigMap>),
     ServiceEntry(Box<istio::ServiceEntrySpec>),
     WorkloadEntry(Box<istio::WorkloadEntrySpec>),
     AuthorizationPolicy(Box<istio::AuthorizationPolicySpec>),
@@ -110,6 +113,7 @@ impl Kind {
         Kind::Service,
         Kind::EndpointSlice,
         Kind::Secret,
+        Kind::ConfigMap,
         Kind::ServiceEntry,
         Kind::WorkloadEntry,
         Kind::AuthorizationPolicy,
@@ -133,6 +137,7 @@ impl Kind {
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
             Kind::Secret => "Secret",
+            Kind::ConfigMap => "ConfigMap",
             Kind::ServiceEntry => "ServiceEntry",
             Kind::WorkloadEntry => "WorkloadEntry",
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
@@ -156,7 +161,7 @@ impl Kind {
             Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::GrpcRoute | Kind::ReferenceGrant => {
                 "gateway.networking.k8s.io"
             }
-            Kind::Namespace | Kind::Service | Kind::Secret => "",
+            Kind::Namespace | Kind::Service | Kind::Secret | Kind::ConfigMap => "",
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
             Kind::AuthorizationPolicy => "security.istio.io",
@@ -169,7 +174,12 @@ impl Kind {
     pub const fn versions(self) -> &'static [&'static str] {
         match self {
             Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::ReferenceGrant => &["v1", "v1beta1"],
-            Kind::GrpcRoute | Kind::Namespace | Kind::Service | Kind::Secret | Kind::EndpointSlice => &["v1"],
+            Kind::GrpcRoute
+            | Kind::Namespace
+            | Kind::Service
+            | Kind::Secret
+            | Kind::ConfigMap
+            | Kind::EndpointSlice => &["v1"],
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => {
                 &["v1", "v1beta1", "v1alpha3"]
             }
@@ -205,6 +215,7 @@ impl Kind {
         match self {
             Kind::EndpointSlice => &["addressType", "endpoints", "ports"],
             Kind::Secret => &["data", "stringData", "type", "immutable"],
+            Kind::ConfigMap => &["data", "binaryData", "immutable"],
             _ => &["spec", "status"],
         }
     }
@@ -227,7 +238,9 @@ pub(crate) struct SpecResult {
 /// Reads the content of an object of `kind` from its document.
 pub(crate) fn read(kind: Kind, root: &Node<'_>) -> SpecResult {
     let nulls = match kind {
-        Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Secret => Nulls::Absent,
+        Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Secret | Kind::ConfigMap => {
+            Nulls::Absent
+        }
         _ => Nulls::Refused,
     };
     let reader = Reader::new(nulls, kind == Kind::Secret);
@@ -269,6 +282,7 @@ fn read_spec(
         Kind::Secret => {
             Spec::Secret(Box::new(merge_string_data(reader.read(root, "", TYPE_AND_METADATA)?)))
         }
+        Kind::ConfigMap => Spec::ConfigMap(reader.read(root, "", TYPE_AND_METADATA)?),
         Kind::ServiceEntry => Spec::ServiceEntry(checked(root, reader, checks, istio::check_service_entry)?),
         Kind::WorkloadEntry => Spec::WorkloadEntry(checked(root, reader, checks, |spec, checks| {
             istio::check_workload(spec, "spec", checks);
