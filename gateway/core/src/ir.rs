@@ -132,6 +132,8 @@ pub struct ClientTrust {
     pub trusted_hops: u32,
     /// What becomes of `x-forwarded-client-cert`.
     pub client_cert: ForwardedClientCert,
+    /// What an element of ours says beside `By` and `Hash`.
+    pub client_cert_details: ClientCertDetails,
 }
 
 /// A host name pattern in lower case.

@@ -379,7 +379,7 @@ fn one(
         addresses: hosts.iter().map(|ip| SocketAddr::new(*ip, listener.port as u16)).collect(),
         hostname,
         tls,
-        client: ir::ClientTrust { trusted_hops, client_cert: ir::ForwardedClientCert::default() },
+        client: ir::ClientTrust { trusted_hops, ..ir::ClientTrust::default() },
         labels: labels.into(),
         guards: [].into(),
     })

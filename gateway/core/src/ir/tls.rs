@@ -137,3 +137,25 @@ pub enum ForwardedClientCert {
     /// What the client sent is passed on, whoever it is: only behind a proxy that is to be believed.
     AlwaysForwardOnly,
 }
+
+/// What an element of `x-forwarded-client-cert` says of a certificate (Envoy's `SetCurrentClientCertDetails`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientCertDetails {
+    /// The certificate, PEM, percent-encoded.
+    pub cert: bool,
+    /// The chain as shown, leaf first, PEM, percent-encoded.
+    pub chain: bool,
+    /// The subject, RFC 2253 form.
+    pub subject: bool,
+    /// URI names.
+    pub uri: bool,
+    /// DNS names.
+    pub dns: bool,
+}
+
+impl Default for ClientCertDetails {
+    /// As Istio's gateways.
+    fn default() -> Self {
+        Self { cert: true, chain: false, subject: true, uri: true, dns: true }
+    }
+}
