@@ -452,7 +452,7 @@ impl Reading<'_, '_> {
             );
             return None;
         }
-        let hint = did_you_mean_hint(kind_text, Kind::ALL.map(Kind::as_str)).or_else(|| {
+        let hint = did_you_mean_hint(kind_text, Kind::ALL.iter().copied().map(Kind::as_str)).or_else(|| {
             let of_group: Vec<_> =
                 Kind::ALL.iter().filter(|k| k.group() == group).map(|k| k.as_str()).collect();
             (!of_group.is_empty()).then(|| format!("kinds of this group: {}", of_group.join(", ")))

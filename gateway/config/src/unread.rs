@@ -76,7 +76,7 @@ fn of_item(chunk: &Chunk, item: &Item) -> Vec<UnreadPolicy> {
         return namespaces.into_iter().map(|ns| by_look(chunk, ns)).collect();
     };
     let kindless = kind.starts_with('(') && is_mentioned(chunk.source.text());
-    let misspelt = did_you_mean(kind, Kind::ALL.map(Kind::as_str)) == Some(POLICY);
+    let misspelt = did_you_mean(kind, Kind::ALL.iter().copied().map(Kind::as_str)) == Some(POLICY);
     if kind != POLICY && !misspelt && !kindless {
         return Vec::new();
     }

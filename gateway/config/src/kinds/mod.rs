@@ -103,7 +103,7 @@ pub enum Spec {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: &'static [Kind] = &[
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -152,7 +152,7 @@ impl Kind {
 
     /// The kind of that name.
     pub fn from_name(name: &str) -> Option<Kind> {
-        Kind::ALL.into_iter().find(|k| k.as_str() == name)
+        Kind::ALL.iter().copied().find(|k| k.as_str() == name)
     }
 
     /// The API group; empty for the core group.

@@ -170,7 +170,7 @@ fn poll_keep(
 
 fn no_body(error: SideError) -> NoBody {
     match error {
-        SideError::Malformed(_) => NoBody::Malformed(error),
+        SideError::Malformed(_) | SideError::TooLong => NoBody::Malformed(error),
         SideError::Io(_) | SideError::Reset(_) => NoBody::Gone,
     }
 }
