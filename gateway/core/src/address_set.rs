@@ -22,7 +22,8 @@ impl std::fmt::Debug for AddressSet {
 impl AddressSet {
     /// All addresses of these blocks.
     pub fn new<'a>(blocks: impl IntoIterator<Item = &'a IpNet>) -> Self {
-        let (mut v4, mut v6): (Vec<(u32, u32)>, Vec<(u128, u128)>) = Default::default();
+        let mut v4: Vec<(u32, u32)> = Vec::new();
+        let mut v6: Vec<(u128, u128)> = Vec::new();
         for block in blocks {
             match block {
                 IpNet::V4(net) => v4.push((net.network().into(), net.broadcast().into())),

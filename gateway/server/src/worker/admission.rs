@@ -28,13 +28,19 @@ impl<'w> Admitted<'w> {
     pub async fn enter(worker: &'w Worker, to: &Forward<'w>) -> Result<Self, Answer> {
         let pool = to.pool();
         let mut waiting: Option<Queued> = None;
+        let queues = pool.ir.limits.queue_timeout.is_some();
         loop {
-            match worker.with_pool(pool, |state| state.enter(pool, worker.now_ms(), &mut || worker.random()))
-            {
+            // Who comes now does not overtake those who wait.
+            let entered = if queues && waiting.is_none() && worker.upstreams.room(pool).waiting() > 0 {
+                Err(Refused::Requests)
+            } else {
+                worker.with_pool(pool, |state| state.enter(pool, worker.now_ms(), &mut || worker.random()))
+            };
+            match entered {
                 Ok(()) => {
                     return Ok(Self { worker, pool, since: Instant::now(), success: None });
                 }
-                Err(Refused::Requests) if pool.ir.limits.queue_timeout.is_some() => {
+                Err(Refused::Requests) if queues => {
                     let queue = match waiting.take() {
                         None => Queued::begin(worker, pool, smallvec::SmallVec::new(), to.limit()),
                         queue => queue,

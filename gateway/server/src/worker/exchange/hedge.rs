@@ -27,7 +27,7 @@ use super::tries::{InFlight, Won, no_place, try_in_turn};
 use super::{Failure, Forward, Log, Request, Responding};
 use crate::telemetry::PoolEvent;
 use crate::worker::Worker;
-use crate::worker::capacity;
+use crate::worker::capacity::{self, NoPlace};
 use crate::worker::replay::Replay;
 use crate::worker::side::{Piece, Side, SideError};
 
@@ -63,7 +63,12 @@ pub(super) async fn or_in_turn<'w>(
             if !worker.over.get() {
                 to.set(deadline);
             }
-            won
+            match won {
+                Ok(Some(won)) => Ok(won),
+                // Who waits for a place cannot hedge: it has one try at a time.
+                Ok(None) => try_in_turn(worker, down, request, to, None, log, response, deadline).await,
+                Err(end) => Err(end),
+            }
         }
         Ok(Ok(false)) => try_in_turn(worker, down, request, to, None, log, response, deadline).await,
         Ok(Err(error @ (SideError::Malformed(_) | SideError::TooLong))) => {
@@ -123,7 +128,7 @@ fn poll_gather(
     }
 }
 
-/// Until one has an answer to pass on or there is nothing left to try.
+/// Until one has an answer to pass on or there is nothing left to try. Nothing: there is no place for the first.
 #[allow(clippy::too_many_arguments)]
 async fn run<'w>(
     worker: &'w Rc<Worker>,
@@ -133,14 +138,18 @@ async fn run<'w>(
     hedge: Hedge,
     log: &mut Log<'_>,
     response: &mut ResponseHead,
-) -> Result<Won<'w>, Next> {
+) -> Result<Option<Won<'w>>, Next> {
     let mut tries = Tries::new(worker);
     let mut running = Running::new();
     let mut under_way: SmallVec<[SocketAddr; 4]> = SmallVec::new();
     let mut timer: Pin<Box<Sleep>> = Box::pin(tokio::time::sleep(Duration::ZERO));
     let mut begun = 0;
     let mut spare: Option<Spare<'w>> = None;
-    begin(worker, request, to, &tries, &mut under_way, &running, &mut begun)?;
+    match begin(worker, request, to, &tries, &mut under_way, &running, &mut begun) {
+        Ok(()) => {}
+        Err(NoPlace::Full(_)) => return Ok(None),
+        Err(none) => return Err(Next::Answer(no_place(none))),
+    }
     timer.as_mut().reset(Instant::now() + hedge.after);
     loop {
         let event = poll_fn(|cx| {
@@ -185,7 +194,7 @@ async fn run<'w>(
                             if !Tries::is_unwanted(to, request, &got) {
                                 (log.exhausted, log.over_budget) = (false, false);
                             }
-                            return Ok(pass_on(log, response, (answered, in_flight, got), pass));
+                            return Ok(Some(pass_on(log, response, (answered, in_flight, got), pass)));
                         };
                         drop(in_flight);
                         wait(pause, running.is_empty(), &mut timer).await;
@@ -200,14 +209,20 @@ async fn run<'w>(
                             Next::Answer(answer) => {
                                 let pass = tries.pass.take();
                                 let found = spare.map(|spare| pass_on(log, response, spare, pass));
-                                return found.ok_or(Next::Answer(answer));
+                                return found.map(Some).ok_or(Next::Answer(answer));
                             }
                             gone @ Next::ClientGone => return Err(gone),
                         }
                     }
                 }
                 if running.is_empty() {
-                    begin(worker, request, to, &tries, &mut under_way, &running, &mut begun)?;
+                    let another = begin(worker, request, to, &tries, &mut under_way, &running, &mut begun);
+                    if let Err(none) = another {
+                        // A bad answer is better than none.
+                        let pass = tries.pass.take();
+                        let found = spare.map(|spare| pass_on(log, response, spare, pass));
+                        return found.map(Some).ok_or_else(|| Next::Answer(no_place(none)));
+                    }
                     timer.as_mut().reset(Instant::now() + hedge.after);
                 }
             }
@@ -254,13 +269,12 @@ fn begin<'a, 'w: 'a>(
     under_way: &mut SmallVec<[SocketAddr; 4]>,
     running: &Running<'a, 'w>,
     begun: &mut u32,
-) -> Result<(), Next> {
+) -> Result<(), NoPlace> {
     let http2 = speaks_http2(to.pool, &request.head, false);
     let mut passed = under_way.clone();
     passed.extend_from_slice(&tries.tried);
     let wish = Wish { tried: &passed, ..to.wish() };
-    let in_flight =
-        capacity::pick(worker, to.pool, http2, &wish, true).map_err(|why| Next::Answer(no_place(why)))?;
+    let in_flight = capacity::pick(worker, to.pool, http2, &wish, false)?;
     let beside = !running.is_empty();
     under_way.push(in_flight.address);
     *begun += 1;

@@ -120,6 +120,10 @@ impl<'w> Tries<'w> {
         address: SocketAddr,
     ) -> Next {
         let idempotent = request.head.method.is_idempotent();
+        if self.worker.over.get() && !matches!(failure, Failure::ClientGone) {
+            // What is in flight has been ended; another try would only be ended too.
+            return Next::Answer(Answer::new(503, "drain_deadline", "DT", "the gateway is going down\n"));
+        }
         let trouble = match &failure {
             Failure::ClientGone => return Next::ClientGone,
             // Another worker was faster.

@@ -44,9 +44,10 @@ pub(super) async fn forward_request(
         return send_failure(down, request, answer, log, deadline).await;
     }
     let admitted = if to.pool.limits_requests() {
-        match Box::pin(Admitted::enter(worker, &to)).await {
-            Ok(admitted) => Some(admitted),
-            Err(answer) => return send_failure(down, request, answer, log, deadline).await,
+        match Box::pin(unless_gone(&mut down, request, Admitted::enter(worker, &to))).await {
+            Some(Ok(admitted)) => Some(admitted),
+            Some(Err(answer)) => return send_failure(down, request, answer, log, deadline).await,
+            None => return client_gone(down, log),
         }
     } else {
         None
@@ -69,13 +70,7 @@ pub(super) async fn forward_request(
             return send_failure(down, request, answer, log, deadline).await;
         }
         // The other has been done.
-        Err(Next::ClientGone | Next::Again(_)) => {
-            log.status = 0;
-            log.flags = "DC";
-            log.details = "downstream_remote_disconnect".into();
-            down.abort(Reason::CANCEL);
-            return None;
-        }
+        Err(Next::ClientGone | Next::Again(_)) => return client_gone(down, log),
     };
     if answered.switched {
         // How long a tunnel lives says nothing of the pool's latency.
@@ -89,6 +84,14 @@ pub(super) async fn forward_request(
         admitted.ended(log.grpc_status.map_or(log.status, http_status));
     }
     end
+}
+
+fn client_gone(down: Side, log: &mut Log<'_>) -> Option<(Side, bool)> {
+    log.status = 0;
+    log.flags = "DC";
+    log.details = "downstream_remote_disconnect".into();
+    down.abort(Reason::CANCEL);
+    None
 }
 
 /// An answer to pass on, the endpoint at which it is still counted, and its part of the retry budget.
