@@ -17,6 +17,7 @@
 //! * A retry never goes to an endpoint that was tried, and in a panic it goes to one that is available, if any is.
 
 pub mod affinity;
+mod attachment;
 mod endpoint;
 mod group;
 mod hash_policy;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
+pub use attachment::Attachment;
 pub use endpoint::EndpointState;
 pub use hash_policy::{RequestHash, request_hash};
 pub use shared::{Gauge, PoolShared};
@@ -62,6 +64,8 @@ pub struct CompiledPool {
     pub shared: Arc<PoolShared>,
     /// Its endpoints, each address once.
     pub endpoints: Vec<CompiledEndpoint>,
+    /// How its endpoints are connected to, made ready by whoever publishes it.
+    pub transport: Attachment,
     /// Indexes of endpoints by priority, the first first.
     levels: Vec<Vec<u32>>,
     tables: Tables,
@@ -214,7 +218,7 @@ impl CompiledPool {
         let levels = levels(&endpoints);
         let tables = Tables::new(&ir, &endpoints, &levels, prev);
         let fingerprint = fingerprint(&ir, &endpoints);
-        Self { ir, slot, shared, endpoints, levels, tables, fingerprint }
+        Self { ir, slot, shared, endpoints, transport: Attachment::default(), levels, tables, fingerprint }
     }
 
     fn as_configured(&self) -> Vec<ir::Endpoint> {

@@ -101,7 +101,7 @@ pub enum ServerTrust {
     System,
     /// These, and revocation lists.
     Roots {
-        /// Authorities.
+        /// Authorities; with none, nobody is believed and no connection is made.
         roots: Vec<Arc<PemBundle>>,
         /// Revocation lists.
         revoked: Vec<Arc<PemBundle>>,

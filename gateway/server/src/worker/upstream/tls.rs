@@ -1,0 +1,100 @@
+//! Which TLS a request's connection to an endpoint has, and the handshake.
+//!
+//! A kept connection serves only requests that would have made it: of the same configuration and, where the request's host
+//! is the name that is asked for, of the same host.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use fieldgate_core::RequestHead;
+use fieldgate_core::balance::CompiledPool;
+use fieldgate_wire::buffer::PooledBuf;
+use fieldgate_wire::io::Io;
+use fieldgate_wire::staged::Staged;
+use fieldgate_wire::tls;
+use tokio::net::TcpStream;
+
+use crate::upstream_tls::{Client, PoolClients};
+
+/// What a request wants of a connection to an endpoint: TLS with this, or none.
+#[derive(Clone, Copy)]
+pub struct Wanted<'r>(Option<(&'r Arc<Client>, Option<&'r str>)>);
+
+/// What a connection has.
+#[derive(Clone, Default)]
+pub struct Secured(Option<(Arc<Client>, Option<Box<str>>)>);
+
+impl<'r> Wanted<'r> {
+    /// Of a request for this pool.
+    #[inline]
+    pub fn of(pool: &'r CompiledPool, head: &'r RequestHead, address: SocketAddr) -> Self {
+        match pool.transport.get::<PoolClients>() {
+            None => Self(None),
+            Some(clients) => Self(clients.of(address).map(|client| {
+                let host = client.asks_for_host().then(|| head.host());
+                (client, host)
+            })),
+        }
+    }
+
+    /// Whether the connection is one by TLS.
+    pub fn is_some(self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether a connection serves it.
+    #[inline]
+    pub fn is_met_by(self, has: &Secured) -> bool {
+        match (self.0, &has.0) {
+            (None, None) => true,
+            (Some((client, host)), Some((of, asked))) => {
+                Arc::ptr_eq(client, of)
+                    && match (host, asked) {
+                        (Some(host), Some(asked)) => host.eq_ignore_ascii_case(asked),
+                        (None, None) => true,
+                        _ => false,
+                    }
+            }
+            _ => false,
+        }
+    }
+
+    /// What a new connection for it has.
+    pub fn secured(self) -> Secured {
+        Secured(self.0.map(|(client, host)| (Arc::clone(client), host.map(Into::into))))
+    }
+
+    /// Does the handshake, if there is to be one. `http1`: HTTP/2 is not offered.
+    pub async fn handshake(
+        self,
+        tcp: TcpStream,
+        address: SocketAddr,
+        ahead: PooledBuf,
+        http1: bool,
+    ) -> io::Result<Io> {
+        let Some((client, host)) = self.0 else { return Ok(Io::Tcp(tcp)) };
+        let refuse = |why: &str| failed(address, io::ErrorKind::InvalidData, why);
+        let config = client.configuration(http1).map_err(refuse)?;
+        let name = client.server_name(host, address.ip());
+        let connected = tls::connect(Arc::clone(config), name, Staged::new(tcp, ahead)).await;
+        connected.map_err(|error| failed(address, error.kind(), &tls::describe(&error)))
+    }
+}
+
+impl Secured {
+    /// Whether the pool would still connect like this.
+    pub fn is_current(&self, pool: &CompiledPool, address: SocketAddr) -> bool {
+        let now = pool.transport.get::<PoolClients>().and_then(|clients| clients.of(address));
+        match (&self.0, now) {
+            (None, None) => true,
+            (Some((of, _)), Some(client)) => Arc::ptr_eq(of, client),
+            _ => false,
+        }
+    }
+}
+
+/// As Envoy begins such reasons in access logs.
+pub fn failed(address: SocketAddr, kind: io::ErrorKind, why: &str) -> io::Error {
+    io::Error::new(kind, format!("TLS_error: {address}: {why}"))
+}
