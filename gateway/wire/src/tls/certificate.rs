@@ -271,7 +271,7 @@ fn schemes_of(signer: &dyn SigningKey) -> Vec<SignatureScheme> {
     SCHEMES.into_iter().filter(|scheme| signer.choose_scheme(&[*scheme]).is_some()).collect()
 }
 
-fn name_covers(name: &str, host: &str) -> bool {
+pub(super) fn name_covers(name: &str, host: &str) -> bool {
     match name.strip_prefix("*.") {
         None => name == host,
         Some(parent) => host.split_once('.').is_some_and(|(label, rest)| !label.is_empty() && rest == parent),

@@ -58,6 +58,11 @@ impl HandshakeInfo {
         })
     }
 
+    /// The name of the protocol that ALPN chose, as it is on the wire.
+    pub fn alpn_of(io: &Io) -> Option<&[u8]> {
+        state(io)?.alpn_protocol()
+    }
+
     /// The chain that the peer showed, leaf first; empty if it showed none. Borrowed from the connection.
     pub fn peer_certificates(io: &Io) -> &[CertificateDer<'static>] {
         state(io).and_then(CommonState::peer_certificates).unwrap_or_default()

@@ -16,13 +16,17 @@ mod sni;
 #[cfg(test)]
 mod tests;
 mod tickets;
+mod verify;
+#[cfg(test)]
+mod verify_tests;
 
 pub use certificate::{Certificate, CertificateError, CertificateWarning};
-pub use client::{ClientTls, ClientTlsError, Verification, connect, server_name};
+pub use client::{ClientTls, ClientTlsError, Verification, connect, describe, is_wrong_name, server_name};
 pub use info::{Alpn, HandshakeInfo};
 pub use server::{ClientAuth, ServerTls, ServerTlsError, TlsVersion, accept};
 pub use sni::SniResolver;
 pub use tickets::TicketKeys;
+pub use verify::{NameCheck, PeerName};
 
 /// The cryptography of every configuration. With rustls' feature `prefer-post-quantum` its first key exchange is
 /// X25519MLKEM768.

@@ -38,7 +38,8 @@ impl PeerName<'_> {
             Self::Uri(uri) => *uri == name,
             Self::Email(email) => email.eq_ignore_ascii_case(name),
             Self::Dns(dns) => {
-                !name.contains([':', '@']) && name_covers(&dns.to_ascii_lowercase(), &name.to_ascii_lowercase())
+                !name.contains([':', '@'])
+                    && name_covers(&dns.to_ascii_lowercase(), &name.to_ascii_lowercase())
             }
         }
     }
