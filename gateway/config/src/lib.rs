@@ -17,7 +17,7 @@ pub mod yaml;
 pub use diagnostic::Diagnostic;
 pub use status::ObjectStatus;
 pub use store::{FileChange, Store, StoreChange};
-pub use translate::Translator;
+pub use translate::{Translator, Workload};
 
 use fieldgate_core::ir;
 use translate::Translation;
@@ -62,6 +62,12 @@ impl Configuration {
             configuration.translator.set_locality(own);
         }
         configuration
+    }
+
+    /// Says what the gateway is known by in its mesh; without it there is no `ISTIO_MUTUAL`. It counts from the next
+    /// [`Configuration::apply`] on, which may be of no files.
+    pub fn set_workload(&mut self, workload: Option<Workload>) {
+        self.translator.set_workload(workload);
     }
 
     /// Takes changed files in.

@@ -23,6 +23,7 @@ pub mod number;
 pub mod pool;
 mod pool_check;
 pub mod pool_health;
+pub mod pool_tls;
 pub mod pool_traffic;
 pub mod rate_limit;
 mod route;

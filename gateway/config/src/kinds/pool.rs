@@ -1,12 +1,13 @@
 //! `Pool` of the group `fieldgate.dev/v1alpha1`, as it is written.
 //!
 //! What its schema forbids is in `pool_check`, what shapes its traffic in
-//! `pool_traffic`, what checks its health in `pool_health`.
+//! `pool_traffic`, what checks its health in `pool_health`, its TLS in `pool_tls`.
 
 use serde::Deserialize;
 
 use super::duration::Duration;
 use super::pool_health::HealthCheck;
+use super::pool_tls::{PoolEndpointTls, PoolTls};
 use super::pool_traffic::{Limits, LoadBalancing, OutlierDetection};
 
 /// A pool of machines. Exactly one of `endpoints`, `dns`, `service` and `hostname` is set.
@@ -39,6 +40,8 @@ pub struct PoolSpec {
     pub outlier_detection: Option<OutlierDetection>,
     /// What the pool as a whole is protected by.
     pub limits: Option<Limits>,
+    /// TLS towards the endpoints; plain without it.
+    pub tls: Option<PoolTls>,
     /// What is used when the endpoints above fail: each entry is the next priority.
     #[serde(default)]
     pub fallback: Vec<Fallback>,
@@ -69,6 +72,8 @@ pub struct PoolEndpoint {
     pub hash_key: Option<String>,
     /// The name it goes by in metrics and, with TLS, in its certificate.
     pub hostname: Option<String>,
+    /// TLS towards it, if that is not the pool's.
+    pub tls: Option<PoolEndpointTls>,
     /// Finishes what it has and takes nothing new.
     #[serde(default)]
     pub drain: bool,

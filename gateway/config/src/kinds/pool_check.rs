@@ -46,6 +46,7 @@ pub(super) fn check_pool(spec: &PoolSpec, checks: &mut Checks<'_>) {
     if let Some(check) = &spec.health_check {
         check_health_check(check, checks);
     }
+    super::pool_tls::check(spec, checks);
     if let Some(outlier) = &spec.outlier_detection {
         check_outlier(outlier, checks);
     }

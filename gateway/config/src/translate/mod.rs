@@ -27,8 +27,10 @@ mod splits;
 #[cfg(test)]
 mod tests;
 mod traffic_policies;
+mod upstream_tls;
 
 pub(crate) use policies::ROOT as ROOT_NAMESPACE;
+pub use upstream_tls::Workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,6 +68,8 @@ pub struct Translator {
     pool_keys: BTreeSet<Arc<ir::PoolKey>>,
     gateways: gateways::Gateways,
     pools: pools::Pools,
+    /// The gateway's workload is another than pools were translated for.
+    other_workload: bool,
     splits: Attached,
     traffic: Attached,
     guards: guards::Guards,
@@ -134,6 +138,11 @@ impl Translator {
         self.pools.set_locality(own);
     }
 
+    /// Says what the gateway is known by in its mesh. It counts from the next change on.
+    pub fn set_workload(&mut self, workload: Option<Workload>) {
+        self.other_workload |= self.pools.set_workload(workload);
+    }
+
     /// Takes a change in and translates what it touches.
     pub fn apply(&mut self, change: &StoreChange) -> Translation {
         let before = self.config.clone();
@@ -145,6 +154,8 @@ impl Translator {
         }
         let pools = dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS);
         let mut guards = gateways || dirt.kinds.iter().any(|k| guards::is_guard(*k));
+        let pools =
+            dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS) || std::mem::take(&mut self.other_workload);
         if pools || dirt.grpc_targets || dirt.any(&[Kind::ReferenceGrant]) {
             let others = self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
             all_routes |= others;

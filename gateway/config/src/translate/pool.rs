@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fieldgate_core::ir::{
     DnsName, Endpoint, EndpointTls, Endpoints, HealthCheck, HealthKind, HealthTls, Localities, Locality,
-    ObjectKey, Pool, PoolKey, Protocol,
+    ObjectKey, Pool, PoolKey, PoolTls, Protocol,
 };
 
 use super::backends::{BackendRef, Reference, granted, pool_key};
@@ -15,11 +15,13 @@ use super::destination_rules::DestinationRules;
 use super::localities::all as all_of;
 use super::pools::{Hosts, REFRESH, by_name, dns_name, identity, key, unresolved};
 use super::service_entries::with_labels;
+use super::upstream_tls::{Place, Trouble, Workload, closed, moved};
 use super::{Notes, Objects, pool_traffic};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::pool::{Fallback, PoolEndpoint, PoolProtocol, PoolSpec};
 use crate::kinds::pool_health::{CheckTls, HealthCheck as HealthSpec};
+use crate::kinds::pool_tls::{PoolEndpointTls, PoolTls as PoolTlsSpec};
 use crate::kinds::{Kind, Spec};
 
 /// What a Pool may refer to.
@@ -29,6 +31,8 @@ pub(crate) struct Around<'a> {
     pub rules: &'a DestinationRules<'a>,
     /// Where the gateway stands.
     pub own: Option<&'a Locality>,
+    /// What the gateway is known by in its mesh.
+    pub workload: Option<&'a Workload>,
 }
 
 /// Why a reference does not hold.
@@ -135,6 +139,12 @@ impl Around<'_> {
         }
         note.condition("Accepted", true, "Accepted", "");
         let mut unresolved = None;
+        if let Some(tls) = &spec.tls {
+            pool.tls = Some(self.tls(object, "spec.tls", tls, &mut unresolved, note));
+        }
+        if let Endpoints::Static(endpoints) = &mut pool.endpoints {
+            self.endpoints_tls(object, spec, endpoints, &mut unresolved, note);
+        }
         let own = pool.endpoints.clone();
         pool.endpoints = self.endpoints(object, spec, &pool, made, &mut unresolved, note);
         pool_traffic::apply(spec, &mut pool, self.own, &mut |field, message, hint| {
@@ -152,6 +162,52 @@ impl Around<'_> {
         }
         pool.service = identity(object, format!("{}.{}.pool.fieldgate", object.name, object.namespace));
         Some(pool)
+    }
+
+    fn tls(
+        &self,
+        object: &Object,
+        at: &str,
+        spec: &PoolTlsSpec,
+        unresolved: &mut Option<Reason>,
+        note: &mut Notes,
+    ) -> Arc<PoolTls> {
+        let origin: Arc<str> = object.key().to_string().into();
+        let place = Place { objects: self.objects, namespace: &object.namespace, workload: self.workload };
+        Arc::new(place.pool(&origin, spec).unwrap_or_else(|trouble| {
+            let Trouble { field, message, hint } = trouble;
+            let message = format!("{message}; no connection is made to endpoints that it is for");
+            let reason = "InvalidCertificateRef";
+            unresolved.get_or_insert_with(|| (reason, message.clone()));
+            Refusal { reason, field: format!("{at}{field}"), message, hint }.note(object, note);
+            closed(origin)
+        }))
+    }
+
+    fn endpoints_tls(
+        &self,
+        object: &Object,
+        spec: &PoolSpec,
+        endpoints: &mut [Endpoint],
+        unresolved: &mut Option<Reason>,
+        note: &mut Notes,
+    ) {
+        for (i, given) in spec.endpoints.iter().flatten().enumerate() {
+            let Some(tls) = &given.tls else { continue };
+            let tls = match tls {
+                PoolEndpointTls::Disable => EndpointTls::Plain,
+                PoolEndpointTls::Own(own) => {
+                    let at = format!("spec.endpoints[{i}].tls");
+                    EndpointTls::Own(self.tls(object, &at, own, unresolved, note))
+                }
+            };
+            let found = endpoints
+                .iter_mut()
+                .find(|e| e.address.port() == given.port && given.address.parse() == Ok(e.address.ip()));
+            if let Some(endpoint) = found {
+                endpoint.tls = tls;
+            }
+        }
     }
 
     /// The pool of the Service or host that a Pool is made of.
@@ -226,7 +282,7 @@ impl Around<'_> {
         all.add_below(&pool.endpoints);
         for (i, entry) in spec.fallback.iter().enumerate() {
             match self.fallback(object, entry, pool.protocol, made) {
-                Ok(found) => all.add_below(&found.endpoints),
+                Ok(found) => all.add_below(&with_tls_of(found, pool.tls.as_ref())),
                 Err(refusal) => {
                     unresolved.get_or_insert_with(|| (refusal.reason, refusal.message.clone()));
                     let field = format!("spec.fallback[{i}]{}", refusal.field);
@@ -465,6 +521,19 @@ impl Gathered {
         }
         Endpoints::Dns { fixed: self.fixed, names: self.names }
     }
+}
+
+/// A pool's endpoints, to be connected to as they are in their own pool.
+fn with_tls_of(pool: &Pool, tls: Option<&Arc<PoolTls>>) -> Endpoints {
+    let mut endpoints = pool.endpoints.clone();
+    let (fixed, names) = match &mut endpoints {
+        Endpoints::Static(fixed) => (fixed, &mut [][..]),
+        Endpoints::Dns { fixed, names } => (fixed, &mut names[..]),
+    };
+    for endpoint in fixed.iter_mut().chain(names.iter_mut().map(|name| &mut name.endpoint)) {
+        moved(endpoint, pool.tls.as_ref(), tls);
+    }
+    endpoints
 }
 
 /// Weights are of localities of the pool's own. Those that only its fallback has would get nothing without one, and there

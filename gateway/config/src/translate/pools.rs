@@ -22,6 +22,7 @@ use super::backend_traffic::Budgets;
 use super::backends::{BackendRef, pool_key};
 use super::destination_rules::DestinationRules;
 use super::service_entries::{service_entry, warn_of_ignored_in_workload};
+use super::upstream_tls::Workload;
 use super::{NotesOf, Objects, localities, pool};
 use crate::diagnostic::Diagnostic;
 use crate::document::Object;
@@ -37,7 +38,8 @@ pub(crate) const SOURCES: &[Kind] =
     &[Kind::Service, Kind::EndpointSlice, Kind::ServiceEntry, Kind::WorkloadEntry, Kind::Pool];
 
 /// The kinds that say how pools are used. Routes do not look at them.
-pub(crate) const SETTINGS: &[Kind] = &[Kind::DestinationRule, Kind::BackendTrafficPolicy, Kind::Secret];
+pub(crate) const SETTINGS: &[Kind] =
+    &[Kind::DestinationRule, Kind::BackendTrafficPolicy, Kind::ConfigMap, Kind::Secret];
 
 /// What is remembered from one translation of pools to the next.
 #[derive(Debug, Default)]
@@ -47,6 +49,7 @@ pub(crate) struct Pools {
     hosts: Hosts,
     /// Where the gateway stands.
     own: Option<Locality>,
+    workload: Option<Workload>,
 }
 
 /// Which namespaces define a host and port, and who sees it.
@@ -99,6 +102,11 @@ impl Pools {
 
     pub fn set_locality(&mut self, own: Locality) {
         self.own = Some(own);
+    }
+
+    /// Says whether that is another than before.
+    pub fn set_workload(&mut self, workload: Option<Workload>) -> bool {
+        std::mem::replace(&mut self.workload, workload.clone()) != workload
     }
 
     pub fn hosts(&self) -> &Hosts {
@@ -161,7 +169,13 @@ impl Pools {
         }
         rules.note_lost(pools.values(), notes);
         // Last, because a Pool may stand for a Service or have one to fall back to.
-        let around = pool::Around { objects, hosts: &self.hosts, rules: &rules, own };
+        let around = pool::Around {
+            objects,
+            hosts: &self.hosts,
+            rules: &rules,
+            own,
+            workload: self.workload.as_ref(),
+        };
         for object in pool::in_order(objects) {
             let Spec::Pool(spec) = &object.spec else { continue };
             let note = notes.entry(object.key()).or_default();

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    Balance, Endpoints, HashFunction, HashKind, HealthKind, Localities, Locality, Pool, SlowStart,
+    Balance, EndpointTls, Endpoints, HashFunction, HashKind, HealthKind, Localities, Locality, Pool,
+    ServerTrust, SlowStart,
 };
 
 use super::*;
@@ -285,4 +286,88 @@ fn weights_of_localities_leave_the_fallback_its_share() {
     let pool = found(&[&text, &other], "Pool default/p");
     let weights = vec![(Locality::parse("r/a"), 1), (Locality::parse("r/c"), 5)];
     assert_eq!(pool.spread.localities, Localities::Weighted(weights), "own zone b has none, as written");
+}
+
+const PEM: &str = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n";
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\\n";
+
+fn with_data(kind: &str, name: &str, data: &[(&str, &str)]) -> String {
+    let field = if kind == "Secret" { "stringData" } else { "data" };
+    let data: Vec<_> = data.iter().map(|(key, text)| format!("{key}: \"{text}\"")).collect();
+    format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n{field}: {{{}}}\n", data.join(", "))
+}
+
+#[test]
+fn tls_says_whom_to_believe_and_what_to_show() {
+    let ca = with_data("ConfigMap", "ca", &[("ca.crt", PEM)]);
+    let own = with_data("Secret", "own", &[("tls.crt", PEM), ("tls.key", KEY)]);
+    let text = one("tls: {mode: mutual, caCertificateRefs: [{kind: ConfigMap, name: ca}], sni: a.example, \
+         subjectAltNames: ['spiffe://td/x'], clientCertificateRef: {name: own}, alpn: [http/1.1]}");
+    let tls = found(&[&text, &ca, &own], "Pool default/p").tls.clone().unwrap();
+    let ServerTrust::Roots { roots, revoked } = &tls.trust else { panic!("{tls:?}") };
+    assert_eq!((&*roots[0].origin, revoked.len()), ("ConfigMap default/ca", 0));
+    assert_eq!((tls.sni.as_deref(), tls.names.len(), tls.alpn.len()), (Some("a.example"), 1, 1));
+    assert_eq!(&*tls.identity.as_ref().unwrap().origin, "Secret default/own");
+    assert_eq!(&*tls.origin, "Pool default/p");
+
+    let tls = |text: &str| found(&[text], "Pool default/p").tls.clone().unwrap();
+    assert_eq!(tls(&one("tls: {}")).trust, ServerTrust::System);
+    assert_eq!(tls(&one("tls: {insecureSkipVerify: true}")).trust, ServerTrust::Anybody);
+}
+
+#[test]
+fn tls_that_cannot_be_had_closes_the_pool() {
+    let nobody = ServerTrust::Roots { roots: Vec::new(), revoked: Vec::new() };
+    let empty = with_data("Secret", "empty", &[("ca.crt", "x")]);
+    for (tls, said) in [
+        ("{caCertificateRefs: [{name: none}]}", "InvalidCertificateRef spec.tls.caCertificateRefs[0].name"),
+        ("{caCertificateRefs: [{name: empty}]}", "InvalidCertificateRef spec.tls.caCertificateRefs[0].name"),
+        (
+            "{mode: mutual, clientCertificateRef: {name: none}}",
+            "InvalidCertificateRef spec.tls.clientCertificateRef.name",
+        ),
+        ("{mode: istioMutual}", "InvalidCertificateRef spec.tls.mode"),
+    ] {
+        let text = one(&format!("tls: {tls}"));
+        let pool = found(&[&text, &empty], "Pool default/p");
+        assert_eq!(pool.tls.as_ref().map(|tls| &tls.trust), Some(&nobody), "{tls}");
+        let problems = problems(&[&text, &empty]);
+        assert!(problems.iter().any(|problem| problem.contains(said)), "{tls}: {problems:?}");
+    }
+    for (tls, said) in [
+        ("{mode: mutual}", "MissingField spec.tls"),
+        ("{system: true, insecureSkipVerify: true}", "ConflictingFields spec.tls.insecureSkipVerify"),
+        ("{mode: istioMutual, system: true}", "ConflictingFields spec.tls.system"),
+        ("{verify: false}", "UnknownField spec.tls.verify"),
+    ] {
+        let problems = problems(&[&one(&format!("tls: {tls}"))]);
+        assert!(problems.iter().any(|problem| problem.contains(said)), "{tls}: {problems:?}");
+    }
+}
+
+#[test]
+fn endpoints_may_have_tls_of_their_own_and_keep_it_in_other_pools() {
+    let text = api(
+        "p",
+        "endpoints: [{address: 10.0.0.1, port: 80, tls: disable}, {address: 10.0.0.2, port: 80, tls: {sni: b.example}}, \
+         {address: 10.0.0.3, port: 80}], tls: {}, fallback: [{kind: Pool, group: fieldgate.dev, name: plain}]",
+    );
+    let plain = api(
+        "plain",
+        "endpoints: [{address: 10.0.0.4, port: 80}], fallback: [{kind: Pool, group: fieldgate.dev, name: secure}]",
+    );
+    let secure = api("secure", "endpoints: [{address: 10.0.0.5, port: 80}], tls: {sni: c.example}");
+    let ways = |name: &str| {
+        let pool = found(&[&text, &plain, &secure], name);
+        let Endpoints::Static(endpoints) = &pool.endpoints else { panic!("{pool:?}") };
+        let way = |tls: &EndpointTls| match tls {
+            EndpointTls::AsPool => "as pool".to_owned(),
+            EndpointTls::Plain => "plain".to_owned(),
+            EndpointTls::Own(own) => own.sni.as_deref().unwrap_or("-").to_owned(),
+        };
+        endpoints.iter().map(|e| way(&e.tls)).collect::<Vec<_>>()
+    };
+    assert_eq!(ways("Pool default/p"), ["plain", "b.example", "as pool", "plain", "c.example"]);
+    assert_eq!(ways("Pool default/plain"), ["as pool", "c.example"]);
+    assert!(problems(&[&api("q", "endpoints: [{address: 10.0.0.1, port: 80, tls: {sni: '*'}}]")]).len() == 1);
 }
