@@ -37,6 +37,7 @@ use crate::health::Checks;
 use crate::published::{Published, Shared};
 use crate::resolve::{Resolved, Resolver};
 use crate::source::Update;
+use crate::upstream_tls;
 use crate::worker::WorkerHandle;
 pub use change::{Answer, Change, Changed, Refused, What, Why};
 use dns::DnsPools;
@@ -208,6 +209,7 @@ pub struct Control {
     drains: Drains,
     sockets: Sockets,
     tls: tls::Configs,
+    upstream_tls: upstream_tls::Clients,
     problems: Problems,
     /// Where objects go that no file describes yet.
     directory: Option<PathBuf>,
@@ -264,6 +266,7 @@ impl Control {
             drains: Drains::new(inherited.drained),
             sockets: Sockets::new(workers, inherited.sockets, tell),
             tls,
+            upstream_tls: upstream_tls::Clients::default(),
             problems: Problems::default(),
             directory,
             written: FxHashSet::default(),
@@ -386,6 +389,7 @@ impl Control {
         self.keep_rejections(&before.snapshot, &snapshot);
         self.drains.apply(&snapshot);
         self.tls.reconcile(&snapshot);
+        self.upstream_tls.reconcile(&snapshot);
         let guards = policies::guards(&snapshot, &before);
         let published = Published {
             policies: policies::of_listeners(&snapshot, &guards, &before),
@@ -436,8 +440,11 @@ impl Control {
             (Severity::Error, format!("error: {object}: {field}: {message}"))
         });
         let from_tls = self.tls.findings();
+        let from_upstream_tls = self.upstream_tls.findings();
         let from_sockets = self.sockets.failures().map(|(_, why)| (Severity::Error, why.to_owned()));
-        self.problems.update(from_documents.chain(from_compile).chain(from_tls).chain(from_sockets));
+        self.problems.update(
+            from_documents.chain(from_compile).chain(from_tls).chain(from_upstream_tls).chain(from_sockets),
+        );
         let listeners = published.snapshot.addresses().map(|table| ListenerView {
             address: table.address,
             listeners: table.listeners.iter().map(|listener| listener.ir.key.clone()).collect(),

@@ -16,4 +16,5 @@ pub mod published;
 pub mod resolve;
 pub mod source;
 pub mod telemetry;
+pub mod upstream_tls;
 pub mod worker;

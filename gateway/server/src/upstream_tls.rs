@@ -116,6 +116,15 @@ fn is_http2(name: &[u8]) -> bool {
     matches!(name, b"h2" | b"istio-h2")
 }
 
+/// Whether a pool of this protocol can go on with it.
+fn is_spoken(name: &str, protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Http1 => !is_http2(name.as_bytes()),
+        Protocol::Http2 => Client::chosen(Some(name.as_bytes())) != Chosen::Http1,
+        Protocol::Auto => true,
+    }
+}
+
 fn configurations(
     tls: &PoolTls,
     protocol: Protocol,
@@ -125,8 +134,11 @@ fn configurations(
         ([], Protocol::Http1) => vec!["http/1.1"],
         ([], Protocol::Http2) => vec!["h2"],
         ([], Protocol::Auto) => vec!["h2", "http/1.1"],
-        (given, _) => given.iter().map(|name| &**name).collect(),
+        (given, _) => given.iter().map(|name| &**name).filter(|name| is_spoken(name, protocol)).collect(),
     };
+    if offers.is_empty() {
+        return Err("of the protocols to be offered (ALPN) the pool speaks none".to_owned());
+    }
     let identity = tls.identity.as_ref().map(|given| {
         let read = Certificate::from_pem(&given.chain_pem, &given.key_pem);
         read.map_err(|error| format!("the client certificate of {} cannot be used: {error}", given.origin))
@@ -142,6 +154,9 @@ fn configurations(
     let (verification, revoked) = match &tls.trust {
         ServerTrust::Anybody => (Verification::None, &[][..]),
         ServerTrust::System => (Verification::Store(system_roots()?), &[][..]),
+        ServerTrust::Roots { roots, .. } if roots.is_empty() => {
+            return Err("there are no authorities to believe".to_owned());
+        }
         ServerTrust::Roots { roots, revoked } => {
             for root in roots {
                 bundle.extend_from_slice(&root.pem);
@@ -150,7 +165,8 @@ fn configurations(
             (Verification::Roots(&bundle), &revoked[..])
         }
     };
-    let mut setup = ClientTls::new(verification).revoked(revoked.iter().map(|list| &list.pem[..])).alpn(&offers);
+    let mut setup =
+        ClientTls::new(verification).revoked(revoked.iter().map(|list| &list.pem[..])).alpn(&offers);
     if let Some(identity) = identity {
         setup = setup.identity(identity);
     }
@@ -194,7 +210,9 @@ fn system_roots() -> Result<Arc<RootCertStore>, String> {
             return Ok(Arc::new(roots));
         }
         let why = found.errors.first().map_or_else(String::new, |error| format!(" ({error})"));
-        Err(format!("the system has no certificate authorities{why}: install ca-certificates, or set SSL_CERT_FILE"))
+        Err(format!(
+            "the system has no certificate authorities{why}: install ca-certificates, or set SSL_CERT_FILE"
+        ))
     });
     ROOTS.clone()
 }

@@ -254,9 +254,10 @@ impl Worker {
         let mut cache = Cache::new(shared.published.clone());
         let current = Rc::new(cache.load().clone());
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
+        let buffers = BufferPool::new(BUFFER, RETAINED);
         Rc::new(Self {
             wheel: Rc::new(Wheel::new(Duration::from_millis(50))),
-            buffers: BufferPool::new(BUFFER, RETAINED),
+            buffers: buffers.clone(),
             outs: Stock::new(RETAINED),
             request_heads: Stock::new(RETAINED),
             response_heads: Stock::new(RETAINED),
@@ -268,7 +269,7 @@ impl Worker {
             splits: RefCell::default(),
             chosen: RefCell::default(),
             pools: RefCell::default(),
-            upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone()),
+            upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone(), buffers.clone()),
             mirrors: mirror::Mirrors::default(),
             callouts: callout::Callouts::default(),
             lines: RefCell::default(),

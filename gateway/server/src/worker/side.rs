@@ -19,7 +19,7 @@ use tokio::io::AsyncWrite;
 use super::Worker;
 use super::mirror::Tee;
 use super::replay::Replay;
-use super::upstream::Lease;
+use super::upstream::{Lease, Secured};
 
 /// Body bytes are copied behind a head or a chunk size as long as both are not more than this: one plain write is cheaper
 /// than a gathering one, by more than so short a copy costs.
@@ -129,8 +129,8 @@ pub struct H1Side {
     pub input: PooledBuf,
     /// What is to be written before body bytes: head, chunk sizes, trailers.
     pub out: Vec<u8>,
-    /// Upstream: the right to the connection.
-    pub lease: Option<Lease>,
+    /// Upstream: the right to the connection, and its TLS.
+    pub held: Option<(Lease, Secured)>,
     written: usize,
     read: Read,
     write: Write,
@@ -173,7 +173,7 @@ impl H2Side {
 impl H1Side {
     /// A connection with an empty body both ways.
     pub fn new(stream: Stream, input: PooledBuf, out: Vec<u8>) -> Self {
-        Self { stream, input, out, lease: None, written: 0, read: Read::Done, write: Write::Done }
+        Self { stream, input, out, held: None, written: 0, read: Read::Done, write: Write::Done }
     }
 
     /// Takes output of the worker's, if the side has none, before a head is written.

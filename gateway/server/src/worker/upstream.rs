@@ -5,6 +5,7 @@
 //! [`Lease`], which is how pools limit them. Which endpoint is asked is decided elsewhere.
 
 mod lease;
+mod tls;
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,8 +16,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fieldgate_core::balance::{CompiledPool, EndpointState};
-use fieldgate_core::ir::PoolLimits;
+use fieldgate_core::ir::{PoolLimits, Protocol};
+use fieldgate_wire::buffer::BufferPool;
 use fieldgate_wire::io::{Io, Stream};
+use fieldgate_wire::tls::HandshakeInfo;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use rustc_hash::FxHashMap;
@@ -25,7 +28,11 @@ use tokio::sync::Notify;
 
 pub use self::lease::{Lease, Room};
 use self::lease::{Limit, may_open};
+pub use self::tls::Secured;
+pub use self::tls::Wanted;
+use self::tls::failed;
 use super::Worker;
+use crate::upstream_tls::{Chosen, Client, PoolClients};
 
 /// Streams that one HTTP/2 connection carries at most, whatever the peer allows.
 const STREAMS: usize = 100;
@@ -42,6 +49,8 @@ pub struct Upstreams {
     /// By the pool's slot.
     rooms: RefCell<FxHashMap<u32, Rc<Room>>>,
     workers: u32,
+    /// The worker's.
+    buffers: Rc<BufferPool>,
     /// Tells all workers that requests wait for connections that others keep, or that some were given up.
     news: Arc<Notify>,
 }
@@ -55,6 +64,48 @@ pub enum NoConnection {
     Full,
 }
 
+/// An HTTP/1 connection for a request.
+pub struct Http1 {
+    /// The connection.
+    pub stream: Stream,
+    /// The right to hold it.
+    pub lease: Lease,
+    /// Its TLS.
+    pub secured: Secured,
+    /// Whether it was kept.
+    pub reused: bool,
+}
+
+/// A stream's worth of an HTTP/2 connection; `true`: the connection was open before.
+pub type Http2 = (Shared, StreamGuard, bool);
+
+/// What an endpoint chose.
+pub enum Either {
+    /// HTTP/1.1.
+    Http1(Http1),
+    /// HTTP/2.
+    Http2(Http2),
+}
+
+/// An HTTP/1 connection that a request has done with.
+pub struct Kept {
+    /// The connection.
+    pub stream: Stream,
+    /// The right to hold it.
+    pub lease: Lease,
+    /// Its TLS.
+    pub secured: Secured,
+}
+
+/// What will be spoken on a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    Http1,
+    Http2,
+    /// As the endpoint chooses.
+    Either,
+}
+
 #[derive(Default)]
 struct Endpoint {
     idle: Vec<Idle>,
@@ -66,6 +117,7 @@ struct Endpoint {
 struct Idle {
     stream: Stream,
     lease: Lease,
+    secured: Secured,
     since: Instant,
     keep: Duration,
 }
@@ -80,6 +132,7 @@ pub struct Shared {
     alive: Rc<Cell<bool>>,
     answers: Rc<Cell<u64>>,
     used: Rc<Cell<Instant>>,
+    secured: Rc<Secured>,
     /// The connection's task has it, and lets go of it when the connection is closed.
     lease: Weak<Lease>,
     room: Rc<Room>,
@@ -133,42 +186,53 @@ impl Drop for StreamGuard {
 
 impl Upstreams {
     /// No connections, on one of so many workers. `news` is shared by all of them.
-    pub fn new(workers: usize, news: Arc<Notify>) -> Self {
+    pub fn new(workers: usize, news: Arc<Notify>, buffers: Rc<BufferPool>) -> Self {
         let workers = u32::try_from(workers).unwrap_or(u32::MAX);
-        Self { endpoints: RefCell::default(), rooms: RefCell::default(), workers, news }
+        Self { endpoints: RefCell::default(), rooms: RefCell::default(), workers, buffers, news }
     }
 
-    /// An HTTP/1 connection: a kept one that shows no sign of being closed, or a new one. `true`: it was kept.
+    /// An HTTP/1 connection: a kept one that shows no sign of being closed, or a new one.
     pub async fn http1(
         &self,
         pool: &CompiledPool,
         address: SocketAddr,
-    ) -> Result<(Stream, Lease, bool), NoConnection> {
-        if let Some((stream, lease)) = self.reuse(pool.slot, address) {
-            return Ok((stream, lease, true));
+        wanted: Wanted<'_>,
+    ) -> Result<Http1, NoConnection> {
+        if let Some(kept) = self.reuse(pool, address, wanted) {
+            return Ok(kept);
         }
         let lease = self.lease(pool, address)?;
         // Rare, and not to make every exchange larger.
-        let stream = Box::pin(connect(address, &pool.ir.limits)).await.map_err(NoConnection::Failed)?;
+        let opened = Box::pin(self.connect(pool, address, wanted, Speaks::Http1)).await;
+        let (stream, _) = opened.map_err(NoConnection::Failed)?;
         lease.carries_one_more();
-        Ok((stream, lease, false))
+        Ok(Http1 { stream, lease, secured: wanted.secured(), reused: false })
     }
 
-    fn reuse(&self, slot: u32, address: SocketAddr) -> Option<(Stream, Lease)> {
+    fn reuse(&self, pool: &CompiledPool, address: SocketAddr, wanted: Wanted<'_>) -> Option<Http1> {
         let mut endpoints = self.endpoints.borrow_mut();
-        let idle = &mut endpoints.get_mut(&(slot, address))?.idle;
-        while let Some(mut kept) = idle.pop() {
+        let idle = &mut endpoints.get_mut(&(pool.slot, address))?.idle;
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            // For another host, or from before the pool's TLS changed, which the sweep closes.
+            if !wanted.is_met_by(&idle[at].secured) {
+                continue;
+            }
+            let mut kept = idle.remove(at);
             // Readable means closed, or a response nobody asked for: neither can be used.
             if !kept.stream.io_mut().is_stale() {
                 kept.lease.carries_one_more();
-                return Some((kept.stream, kept.lease));
+                let Idle { stream, lease, secured, .. } = kept;
+                return Some(Http1 { stream, lease, secured, reused: true });
             }
         }
         None
     }
 
     /// Keeps an HTTP/1 connection for the next request.
-    pub fn keep(&self, pool: &CompiledPool, address: SocketAddr, stream: Stream, lease: Lease, now: Instant) {
+    pub fn keep(&self, pool: &CompiledPool, address: SocketAddr, used: Kept, now: Instant) {
+        let Kept { stream, lease, secured } = used;
         if lease.is_worn_out(&pool.ir.limits, now) {
             // Closed before it is counted as closed.
             return drop(stream);
@@ -183,7 +247,7 @@ impl Upstreams {
         let mut endpoints = self.endpoints.borrow_mut();
         let idle = &mut endpoints.entry((pool.slot, address)).or_default().idle;
         if idle.len() < IDLE {
-            idle.push(Idle { stream, lease, since: now, keep: pool.ir.limits.idle_timeout });
+            idle.push(Idle { stream, lease, secured, since: now, keep: pool.ir.limits.idle_timeout });
         }
     }
 
@@ -200,26 +264,94 @@ impl Upstreams {
         &self,
         pool: &CompiledPool,
         address: SocketAddr,
-    ) -> Result<(Shared, StreamGuard, bool), NoConnection> {
-        if let Some(shared) = self.free_stream(pool, address) {
+        wanted: Wanted<'_>,
+    ) -> Result<Http2, NoConnection> {
+        if let Some(shared) = self.free_stream(pool, address, wanted) {
             let guard = shared.take();
             return Ok((shared, guard, true));
         }
         let lease = self.lease(pool, address)?;
         // Rare, and not to make every exchange larger.
-        let opened = Box::pin(self.open_http2(pool, address, lease)).await;
-        let (shared, guard) = opened.map_err(NoConnection::Failed)?;
+        let opened = Box::pin(async {
+            let (stream, _) = self.connect(pool, address, wanted, Speaks::Http2).await?;
+            self.begin_http2(pool, address, wanted, lease, stream).await
+        });
+        let (shared, guard) = opened.await.map_err(NoConnection::Failed)?;
         Ok((shared, guard, false))
     }
 
-    async fn open_http2(
+    /// A connection by TLS that speaks what the endpoint prefers.
+    pub async fn either(
         &self,
         pool: &CompiledPool,
         address: SocketAddr,
+        wanted: Wanted<'_>,
+    ) -> Result<Either, NoConnection> {
+        if let Some(shared) = self.free_stream(pool, address, wanted) {
+            let guard = shared.take();
+            return Ok(Either::Http2((shared, guard, true)));
+        }
+        if let Some(kept) = self.reuse(pool, address, wanted) {
+            return Ok(Either::Http1(kept));
+        }
+        let lease = self.lease(pool, address)?;
+        let opened = Box::pin(async {
+            let (stream, chosen) = self.connect(pool, address, wanted, Speaks::Either).await?;
+            if chosen == Chosen::Http2 {
+                let (shared, guard) = self.begin_http2(pool, address, wanted, lease, stream).await?;
+                return Ok(Either::Http2((shared, guard, false)));
+            }
+            lease.carries_one_more();
+            Ok(Either::Http1(Http1 { stream, lease, secured: wanted.secured(), reused: false }))
+        });
+        opened.await.map_err(NoConnection::Failed)
+    }
+
+    /// Opens a connection, with its TLS handshake if there is to be one.
+    async fn connect(
+        &self,
+        pool: &CompiledPool,
+        address: SocketAddr,
+        wanted: Wanted<'_>,
+        speaks: Speaks,
+    ) -> io::Result<(Stream, Chosen)> {
+        if pool.ir.tls.is_some() && !pool.transport.is_set() {
+            return Err(failed(address, io::ErrorKind::InvalidData, "it was not made ready"));
+        }
+        let limit = pool.ir.limits.connect_timeout;
+        let begun = Instant::now();
+        let tcp = bounded(limit, TcpStream::connect(address)).await??;
+        tcp.set_nodelay(true)?;
+        let local = tcp.local_addr()?;
+        if !wanted.is_some() {
+            return Ok((Stream::new(Io::Tcp(tcp), address, local), Chosen::Nothing));
+        }
+        let handshake = wanted.handshake(tcp, address, self.buffers.take(), speaks == Speaks::Http1);
+        let rest = if limit.is_zero() { limit } else { limit.saturating_sub(begun.elapsed()) };
+        let io = if !limit.is_zero() && rest.is_zero() { None } else { bounded(rest, handshake).await.ok() };
+        let io = io.unwrap_or_else(|| {
+            let why = format!("the handshake was not over within the connect timeout of {limit:?}");
+            Err(failed(address, io::ErrorKind::TimedOut, &why))
+        })?;
+        let chosen = Client::chosen(HandshakeInfo::alpn_of(&io));
+        match (speaks, chosen) {
+            (Speaks::Http2, Chosen::Http1) => {
+                let why = "the endpoint chose HTTP/1.1 (ALPN), and the pool speaks HTTP/2";
+                Err(failed(address, io::ErrorKind::InvalidData, why))
+            }
+            _ => Ok((Stream::new(io, address, local), chosen)),
+        }
+    }
+
+    async fn begin_http2(
+        &self,
+        pool: &CompiledPool,
+        address: SocketAddr,
+        wanted: Wanted<'_>,
         lease: Lease,
+        stream: Stream,
     ) -> io::Result<(Shared, StreamGuard)> {
         let limits = &pool.ir.limits;
-        let stream = connect(address, limits).await?;
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
@@ -242,6 +374,7 @@ impl Upstreams {
             alive: Rc::new(Cell::new(true)),
             answers: Rc::default(),
             used: Rc::new(Cell::new(Instant::now())),
+            secured: Rc::new(wanted.secured()),
             lease: Rc::downgrade(&lease),
             room: lease.room().clone(),
         };
@@ -283,7 +416,9 @@ impl Upstreams {
         let mut open = 0;
         if let Some(known) = self.endpoints.borrow().get(&(pool.slot, address)) {
             open = known.open.get();
-            if if http2 { known.shared.iter().any(Shared::has_stream) } else { !known.idle.is_empty() } {
+            let by_http2 = || known.shared.iter().any(Shared::has_stream);
+            let negotiated = pool.ir.protocol == Protocol::Auto && PoolClients::is_for(pool, address);
+            if if http2 { by_http2() } else { !known.idle.is_empty() || negotiated && by_http2() } {
                 return true;
             }
         }
@@ -343,11 +478,12 @@ impl Upstreams {
         Lease::take(&endpoint.state, &open, &self.room(pool), limit).ok_or(NoConnection::Full)
     }
 
-    fn free_stream(&self, pool: &CompiledPool, address: SocketAddr) -> Option<Shared> {
+    fn free_stream(&self, pool: &CompiledPool, address: SocketAddr, wanted: Wanted<'_>) -> Option<Shared> {
         let mut endpoints = self.endpoints.borrow_mut();
         let shared = &mut endpoints.get_mut(&(pool.slot, address))?.shared;
         shared.retain(|s| s.alive.get() && !s.is_worn_out(&pool.ir.limits));
-        shared.iter().filter(|s| s.has_stream()).min_by_key(|s| s.streams.get()).cloned()
+        let usable = |s: &&Shared| s.has_stream() && wanted.is_met_by(&s.secured);
+        shared.iter().filter(usable).min_by_key(|s| s.streams.get()).cloned()
     }
 
     /// Idle connections of an endpoint.
@@ -378,12 +514,14 @@ impl Upstreams {
                 known
                     && (kept.keep.is_zero() || now.duration_since(kept.since) < kept.keep)
                     && pool.is_some_and(|p| !kept.lease.is_worn_out(&p.ir.limits, now))
+                    && pool.is_some_and(|p| kept.secured.is_current(p, *address))
                     && !kept.stream.io_mut().is_stale()
             });
             let keep = pool.map_or(Duration::ZERO, |p| p.ir.limits.idle_timeout);
             endpoint.shared.retain(|s| {
+                let current = pool.is_some_and(|p| s.secured.is_current(p, *address));
                 let idle = s.streams.get() == 0
-                    && (!known || !keep.is_zero() && now.duration_since(s.used.get()) >= keep);
+                    && (!known || !current || !keep.is_zero() && now.duration_since(s.used.get()) >= keep);
                 s.alive.get() && !idle
             });
             known || endpoint.open.get() > 0
@@ -439,14 +577,6 @@ impl Shared {
             answers_before: self.answers.get(),
         }
     }
-}
-
-/// Opens a connection.
-async fn connect(address: SocketAddr, limits: &PoolLimits) -> io::Result<Stream> {
-    let tcp = bounded(limits.connect_timeout, TcpStream::connect(address)).await??;
-    tcp.set_nodelay(true)?;
-    let local = tcp.local_addr()?;
-    Ok(Stream::new(Io::Tcp(tcp), address, local))
 }
 
 async fn bounded<F: Future>(limit: Duration, future: F) -> io::Result<F::Output> {

@@ -15,7 +15,7 @@ use fieldgate_wire::timer::{Deadline, with_deadline};
 use super::{Failure, Forward, Log, Request, Responding};
 use crate::worker::side::{H1Side, H2Side, Side, SideError, Transfer, TransferError};
 use crate::worker::tunnel::{self, Asked};
-use crate::worker::upstream::{NoConnection, StreamGuard};
+use crate::worker::upstream::{Either, Http1, Http2, NoConnection, StreamGuard, Wanted};
 use crate::worker::{Worker, forward};
 
 /// One try at one endpoint, up to and including the response's head.
@@ -167,8 +167,19 @@ pub async fn open_speaking(
 ) -> Result<Opened, Failure> {
     if http2 {
         open_http2(worker, pool, head, body, address, upgrading).await
+    let (upgrades, wanted) = (upgrading.is_some(), Wanted::of(pool, head, address));
+    if pool.ir.protocol == Protocol::Auto && wanted.is_some() && !upgrades {
+        return match worker.upstreams.either(pool, address, wanted).await? {
+            Either::Http1(opened) => Ok(begin_http1(worker, opened, head, body, None)),
+            Either::Http2(opened) => begin_http2(pool, opened, head, body, None).await,
+        };
+    }
+    if speaks_http2(pool, head, upgrades) {
+        let opened = worker.upstreams.http2(pool, address, wanted).await?;
+        begin_http2(pool, opened, head, body, upgrading).await
     } else {
-        open_http1(worker, pool, head, body, upgrading, address).await
+        let opened = worker.upstreams.http1(pool, address, wanted).await?;
+        Ok(begin_http1(worker, opened, head, body, upgrading))
     }
 }
 
@@ -177,42 +188,40 @@ pub fn speaks_http2(pool: &CompiledPool, head: &RequestHead, upgrades: bool) -> 
     match pool.ir.protocol {
         Protocol::Http1 => false,
         Protocol::Http2 => true,
-        // Who speaks either takes an upgrade by HTTP/1.1 in any case.
+        // Who speaks either takes an upgrade by HTTP/1.1 in any case. With TLS the endpoint has the last word.
         Protocol::Auto => head.version >= Version::Http2 && !upgrades,
     }
 }
 
-async fn open_http1(
+fn begin_http1(
     worker: &Worker,
-    pool: &CompiledPool,
+    opened: Http1,
     head: &RequestHead,
     body: BodyKind,
     upgrading: Option<&Request>,
-    address: SocketAddr,
-) -> Result<Opened, Failure> {
-    let (stream, lease, reused) = worker.upstreams.http1(pool, address).await?;
+) -> Opened {
+    let Http1 { stream, lease, secured, reused } = opened;
     let mut side = H1Side::new(stream, worker.buffers.take(), worker.take_out());
     let body = match body {
         BodyKind::UntilClose => BodyKind::Chunked,
         body => body,
     };
-    side.lease = Some(lease);
+    side.held = Some((lease, secured));
     let upgrade = upgrading.and_then(|request| request.upgrade.as_deref());
     forward::write_request(&mut side.out, head, body, upgrade);
     side.begin_body(body);
     let asked = upgrading.map(|_| Asked::default());
-    Ok(Opened { side: Side::H1(Box::new(side)), response: None, guard: None, reused, asked })
+    Opened { side: Side::H1(Box::new(side)), response: None, guard: None, reused, asked }
 }
 
-async fn open_http2(
-    worker: &Worker,
+async fn begin_http2(
     pool: &CompiledPool,
+    opened: Http2,
     head: &RequestHead,
     body: BodyKind,
-    address: SocketAddr,
     upgrading: Option<&Request>,
 ) -> Result<Opened, Failure> {
-    let (shared, guard, reused) = worker.upstreams.http2(pool, address).await?;
+    let (shared, guard, reused) = opened;
     let broken = |error: h2::Error| {
         // It takes no more streams, however long those that are open may last.
         guard.retire();

@@ -24,7 +24,7 @@ use crate::worker::admission::Admitted;
 use crate::worker::capacity::{self, NoPlace, Queued};
 use crate::worker::local::Answer;
 use crate::worker::side::{H1Side, Side};
-use crate::worker::upstream::Room;
+use crate::worker::upstream::{Kept, Room};
 use crate::worker::{Worker, tunnel};
 
 /// Tries endpoints until one answers, then streams the response.
@@ -305,6 +305,8 @@ impl InFlight<'_> {
         match failure {
             // For want of descriptors or ports here, and no fault of the endpoint.
             Failure::Connect(error) if is_ours(error) => {}
+            // The client has asked for a host that the endpoint is not.
+            Failure::Connect(error) if error.kind() == io::ErrorKind::InvalidInput => {}
             Failure::Connect(_) => self.saw(pool, Seen::ConnectFailed),
             // The peer may close a connection that is not in use; and what it refuses it may refuse.
             Failure::Broken { stale: true, .. } => {}
@@ -391,10 +393,11 @@ pub fn recycle(worker: &Worker, side: Side, pool: &CompiledPool, address: Socket
         && side.is_clean()
         && side.input.is_empty()
     {
-        let H1Side { stream, out, lease, .. } = *side;
+        let H1Side { stream, out, held, .. } = *side;
         worker.give_out(out);
-        if let Some(lease) = lease {
-            worker.upstreams.keep(pool, address, stream, lease, worker.wheel.now().into_std());
+        if let Some((lease, secured)) = held {
+            let used = Kept { stream, lease, secured };
+            worker.upstreams.keep(pool, address, used, worker.wheel.now().into_std());
         }
     }
 }

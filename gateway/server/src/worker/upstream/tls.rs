@@ -78,7 +78,12 @@ impl<'r> Wanted<'r> {
         let config = client.configuration(http1).map_err(refuse)?;
         let name = client.server_name(host, address.ip());
         let connected = tls::connect(Arc::clone(config), name, Staged::new(tcp, ahead)).await;
-        connected.map_err(|error| failed(address, error.kind(), &tls::describe(&error)))
+        connected.map_err(|error| {
+            // A client may name any host: that says nothing of the endpoint.
+            let asked_in_vain = host.is_some() && tls::is_wrong_name(&error);
+            let kind = if asked_in_vain { io::ErrorKind::InvalidInput } else { error.kind() };
+            failed(address, kind, &tls::describe(&error))
+        })
     }
 }
 
