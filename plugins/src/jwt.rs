@@ -8,19 +8,26 @@
 //! Nothing is fetched here: keys come by way of a [`KeySource`], which others fill.
 
 mod algorithm;
+mod authenticator;
+mod cache;
 mod claims;
 mod json;
 mod jws;
 mod keys;
+mod places;
 mod refusal;
 mod rsa;
 mod source;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fieldgate_core::identity::Token;
 
+pub use authenticator::{Authenticator, MAX_TOKENS, Passed};
+pub use cache::Cache;
 use claims::Claims;
 use jws::Jws;
 pub use jws::MAX_TOKEN_BYTES;
@@ -41,7 +48,7 @@ pub fn verify<S: AsRef<str>>(
     wall: SystemTime,
 ) -> Result<Token, Refusal> {
     let jws = Jws::parse(token)?;
-    let claims = Claims::read(&jws.decode_payload()?)?;
+    let claims = Claims::read(&jws.payload)?;
     if claims.token.issuer != issuer {
         return Err(Refusal::UnknownIssuer);
     }
@@ -54,7 +61,6 @@ pub fn verify<S: AsRef<str>>(
 /// Checks the signature alone, and gives the payload as it is (RFC 7515).
 pub fn verify_signature(token: &str, keys: &KeySet) -> Result<Vec<u8>, Refusal> {
     let jws = Jws::parse(token)?;
-    let payload = jws.decode_payload()?;
     jws.verify(keys)?;
-    Ok(payload)
+    Ok(jws.payload)
 }

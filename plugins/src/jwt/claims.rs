@@ -62,6 +62,16 @@ impl Claims {
     }
 }
 
+/// Whether two audiences are the same to Envoy: neither the scheme of a URL nor a slash at its end counts.
+pub(super) fn same_audience(a: &str, b: &str) -> bool {
+    fn bare(audience: &str) -> &str {
+        let schemes = ["http://", "https://"];
+        let bare = schemes.into_iter().find_map(|scheme| audience.strip_prefix(scheme)).unwrap_or(audience);
+        bare.strip_suffix('/').unwrap_or(bare)
+    }
+    bare(a) == bare(b)
+}
+
 fn text(claims: &Map<String, Value>, name: &str, refusal: Refusal) -> Result<String, Refusal> {
     match claims.get(name) {
         None => Ok(String::new()),

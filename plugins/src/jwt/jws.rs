@@ -19,8 +19,8 @@ pub(super) struct Jws<'t> {
     /// Header and payload as they were sent.
     signed: &'t str,
     signature: Vec<u8>,
-    /// The payload as it was sent.
-    pub payload: &'t str,
+    /// The payload's bytes.
+    pub payload: Vec<u8>,
 }
 
 impl<'t> Jws<'t> {
@@ -38,14 +38,15 @@ impl<'t> Jws<'t> {
         }
         let fields = decode(header).ok_or(Refusal::HeaderBadBase64)?;
         let (algorithm, kid) = read_header(&json::object(&fields).ok_or(Refusal::HeaderNotJson)?)?;
-        let signature = decode(signature).ok_or(Refusal::SignatureBadBase64)?;
         let signed = &token[..header.len() + 1 + payload.len()];
+        let payload = decode(payload).ok_or(Refusal::PayloadBadBase64)?;
+        let signature = decode(signature).ok_or(Refusal::SignatureBadBase64)?;
         Ok(Self { algorithm, kid, signed, signature, payload })
     }
 
-    /// The payload's bytes.
-    pub fn decode_payload(&self) -> Result<Vec<u8>, Refusal> {
-        decode(self.payload).ok_or(Refusal::PayloadBadBase64)
+    /// Whether the token says which key has signed it.
+    pub fn names_key(&self) -> bool {
+        self.kid.is_some()
     }
 
     /// Whether one of the keys has signed it.

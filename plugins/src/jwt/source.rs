@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwapOption, Guard};
 use fieldgate_core::ir::Jwks;
 
+use super::Refusal;
 use super::keys::{BadKeySet, KeySet};
 
 /// A cell that always has the newest keys, once there are any. Workers only read it.
@@ -52,9 +53,14 @@ impl KeySource {
         self.wanted.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether there are no keys and never will be.
-    pub fn is_broken(&self) -> bool {
-        self.broken
+    /// For the time of one check.
+    pub(super) fn load(&self) -> Guard<Option<Arc<KeySet>>> {
+        self.keys.load()
+    }
+
+    /// What is said of a token while there are no keys.
+    pub fn refusal(&self) -> Refusal {
+        if self.broken { Refusal::NoValidKeys } else { Refusal::NoKeys }
     }
 
     /// Says that a token names a key that is not there. A stranger can make this happen at any rate, so that it must cost
