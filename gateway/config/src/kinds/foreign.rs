@@ -37,7 +37,7 @@ const KINDS: &[(&str, &[&str])] = &[
         "networking.istio.io",
         &["VirtualService", "Gateway", "Sidecar", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"],
     ),
-    ("security.istio.io", &["PeerAuthentication", "RequestAuthentication"]),
+    ("security.istio.io", &["PeerAuthentication"]),
     ("discovery.k8s.io", &[]),
     ("fieldgate.dev", &["Migration"]),
 ];

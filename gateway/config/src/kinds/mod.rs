@@ -26,6 +26,7 @@ pub mod pool_health;
 pub mod pool_tls;
 pub mod pool_traffic;
 pub mod rate_limit;
+pub mod request_authentication;
 mod route;
 pub mod traffic_policy;
 
@@ -63,6 +64,7 @@ pub enum Kind {
     ServiceEntry,
     WorkloadEntry,
     AuthorizationPolicy,
+    RequestAuthentication,
     Pool,
     SplitPolicy,
     TrafficPolicy,
@@ -94,6 +96,7 @@ pub enum Spec {
     ServiceEntry(Box<istio::ServiceEntrySpec>),
     WorkloadEntry(Box<istio::WorkloadEntrySpec>),
     AuthorizationPolicy(Box<istio::AuthorizationPolicySpec>),
+    RequestAuthentication(Box<request_authentication::RequestAuthenticationSpec>),
     Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
@@ -105,6 +108,7 @@ pub enum Spec {
 impl Kind {
     /// All of them.
     pub const ALL: &'static [Kind] = &[
+    pub const ALL: [Kind; 18] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -118,6 +122,7 @@ impl Kind {
         Kind::ServiceEntry,
         Kind::WorkloadEntry,
         Kind::AuthorizationPolicy,
+        Kind::RequestAuthentication,
         Kind::Pool,
         Kind::SplitPolicy,
         Kind::TrafficPolicy,
@@ -142,6 +147,7 @@ impl Kind {
             Kind::ServiceEntry => "ServiceEntry",
             Kind::WorkloadEntry => "WorkloadEntry",
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
+            Kind::RequestAuthentication => "RequestAuthentication",
             Kind::Pool => "Pool",
             Kind::SplitPolicy => "SplitPolicy",
             Kind::TrafficPolicy => "TrafficPolicy",
@@ -165,7 +171,7 @@ impl Kind {
             Kind::Namespace | Kind::Service | Kind::Secret | Kind::ConfigMap => "",
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
-            Kind::AuthorizationPolicy => "security.istio.io",
+            Kind::AuthorizationPolicy | Kind::RequestAuthentication => "security.istio.io",
             Kind::BackendTrafficPolicy => "gateway.networking.x-k8s.io",
             Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::RateLimitPolicy => "fieldgate.dev",
         }
@@ -190,6 +196,10 @@ impl Kind {
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy
             | Kind::BackendTrafficPolicy => &["v1alpha1"],
+            Kind::AuthorizationPolicy | Kind::RequestAuthentication => &["v1", "v1beta1"],
+            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
+                &["v1alpha1"]
+            }
         }
     }
 
@@ -294,6 +304,10 @@ fn read_spec(
                 return Ok(Spec::AuthorizationPolicy(Box::default()));
             }
             Spec::AuthorizationPolicy(checked(root, reader, checks, istio::check_authorization_policy)?)
+        }
+        Kind::RequestAuthentication => {
+            let check = request_authentication::check_request_authentication;
+            Spec::RequestAuthentication(checked(root, reader, checks, check)?)
         }
         Kind::Pool => Spec::Pool(checked(root, reader, checks, pool_check::check_pool)?),
         Kind::SplitPolicy => Spec::SplitPolicy(checked(root, reader, checks, fieldgate::check_split_policy)?),

@@ -7,6 +7,7 @@
 //! holds it to that. There is no IO here, and nothing decides about a request.
 
 mod attached;
+mod authentications;
 mod backend_traffic;
 mod backends;
 mod destination_rules;
@@ -24,6 +25,7 @@ mod routes;
 mod service_entries;
 mod session;
 mod splits;
+mod targets;
 #[cfg(test)]
 mod tests;
 mod traffic_policies;
@@ -31,6 +33,7 @@ mod upstream_tls;
 
 pub(crate) use policies::ROOT as ROOT_NAMESPACE;
 pub use upstream_tls::Workload;
+pub(crate) use targets::ROOT as ROOT_NAMESPACE;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -82,6 +85,7 @@ struct StageNotes {
     gateways: NotesOf,
     pools: NotesOf,
     policies: NotesOf,
+    authentications: NotesOf,
     splits: NotesOf,
     traffic: NotesOf,
     guards: NotesOf,
@@ -164,6 +168,9 @@ impl Translator {
         if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {
             self.redo_policies();
         }
+        if gateways || dirt.any(&[Kind::RequestAuthentication]) {
+            self.redo_authentications();
+        }
         if dirt.any(&[Kind::SplitPolicy]) || dirt.routes.iter().any(|k| self.splits.is_target(k)) {
             dirt.routes.extend(self.redo_splits());
         }
@@ -185,6 +192,7 @@ impl Translator {
             || !self.config.pools.ptr_eq(&before.pools)
             || !self.config.policies.ptr_eq(&before.policies)
             || !self.config.guards.ptr_eq(&before.guards);
+            || !self.config.authentications.ptr_eq(&before.authentications);
         Translation { config: self.config.clone(), touched: ir::Touched::Routes(touched), changed }
     }
 
@@ -194,6 +202,11 @@ impl Translator {
         let StageNotes { gateways, pools, policies, splits, traffic, guards, problems, .. } = &mut self.notes;
         let stages =
             [gateways, pools, policies, splits, traffic, guards].into_iter().flat_map(BTreeMap::values_mut);
+        let StageNotes { gateways, pools, policies, authentications, splits, traffic, problems, .. } =
+            &mut self.notes;
+        let stages = [gateways, pools, policies, authentications, splits, traffic]
+            .into_iter()
+            .flat_map(BTreeMap::values_mut);
         let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
         for diagnostic in all.filter(|d| files.contains(&d.location.file)) {
             let key = diagnostic.object.as_ref().and_then(|o| {
@@ -331,6 +344,13 @@ impl Translator {
         self.config.policies = merge(&self.config.policies, policies);
     }
 
+    fn redo_authentications(&mut self) {
+        let notes = &mut self.notes.authentications;
+        notes.clear();
+        let authentications = authentications::translate(&self.objects, &self.gateways, notes);
+        self.config.authentications = merge(&self.config.authentications, authentications);
+    }
+
     fn redo_traffic(&mut self) -> BTreeSet<ObjectKey> {
         let (kind, notes) = (Kind::TrafficPolicy, &mut self.notes.traffic);
         notes.clear();
@@ -401,6 +421,7 @@ impl Dirt {
 impl StageNotes {
     fn stages(&self) -> [&NotesOf; 6] {
         [&self.gateways, &self.pools, &self.policies, &self.splits, &self.traffic, &self.guards]
+        [&self.gateways, &self.pools, &self.policies, &self.authentications, &self.splits, &self.traffic]
     }
 }
 

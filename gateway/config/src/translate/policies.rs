@@ -3,20 +3,16 @@
 use std::collections::BTreeMap;
 
 use fieldgate_core::ir::{
-    ConditionKey, ConditionValue, ListenerKey, ObjectKey, Policy, PolicyAction, PolicyCondition,
-    PolicyOperation, PolicyRule, PolicySource, StringMatch,
+    ConditionKey, ConditionValue, ObjectKey, Policy, PolicyAction, PolicyCondition, PolicyOperation,
+    PolicyRule, PolicySource, StringMatch,
 };
 use ipnet::IpNet;
 
-use super::gateways::{GROUP, Gateways, ListenerInfo};
-use super::{Notes, Objects};
-use crate::diagnostic::did_you_mean_hint;
-use crate::document::Object;
-use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, PolicyTargetRef, Source};
+use super::gateways::Gateways;
+use super::{Notes, Objects, targets};
+use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, Source};
 use crate::kinds::{Kind, Spec};
 
-/// Policies here apply to every namespace (Istio's root namespace).
-pub(crate) const ROOT: &str = "istio-system";
 const DRY_RUN: &str = "istio.io/dry-run";
 
 /// What cannot be translated: reason, field, message.
@@ -31,7 +27,12 @@ pub(crate) fn translate(
     for object in objects.of(Kind::AuthorizationPolicy) {
         let Spec::AuthorizationPolicy(spec) = &object.spec else { continue };
         let note = notes.entry(object.key()).or_default();
-        let listeners = targets(object, spec, gateways, note);
+        let scope = targets::Scope {
+            selector: spec.selector.as_ref(),
+            target_ref: spec.target_ref.as_ref(),
+            target_refs: &spec.target_refs,
+        };
+        let listeners = targets::listeners(object, &scope, gateways, note);
         let dry_run = object.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
         let action = match spec.action {
             Action::Allow | Action::Custom => PolicyAction::Allow,
@@ -66,73 +67,6 @@ pub(crate) fn translate(
         policies.insert(object.key(), policy);
     }
     policies
-}
-
-/// The listeners that a policy applies to. A target that is not there takes none of the others away.
-fn targets(
-    object: &Object,
-    spec: &AuthorizationPolicySpec,
-    gateways: &Gateways,
-    note: &mut Notes,
-) -> Vec<ListenerKey> {
-    let root = *object.namespace == *ROOT;
-    let single = spec.target_ref.iter().map(|t| ("spec.targetRef".to_owned(), t));
-    let many = spec.target_refs.iter().enumerate().map(|(at, t)| (format!("spec.targetRefs[{at}]"), t));
-    let refs: Vec<_> = single.chain(many).collect();
-    if !refs.is_empty() {
-        let mut listeners: Vec<ListenerKey> = Vec::new();
-        for (place, target) in refs {
-            match target_gateway(object, target, gateways) {
-                Ok(infos) => listeners.extend(infos.iter().map(|i| i.key.clone())),
-                Err((reason, field, message, hint)) => {
-                    if note.conditions.is_empty() {
-                        note.condition("Accepted", false, reason, message.clone());
-                    }
-                    let mut error = object.error(reason, &format!("{place}.{field}"), message);
-                    error.hint = hint;
-                    note.diagnostics.push(error);
-                }
-            }
-        }
-        listeners.sort();
-        listeners.dedup();
-        return listeners;
-    }
-    let selector = spec.selector.as_ref().map(|s| &s.match_labels);
-    let selected =
-        gateways.listeners.values().filter(|l| root || l.key.namespace == object.namespace).filter(|l| {
-            selector
-                .into_iter()
-                .flatten()
-                .all(|(k, v)| l.labels.iter().any(|(name, value)| **name == **k && **value == **v))
-        });
-    selected.map(|l| l.key.clone()).collect()
-}
-
-/// Why a target is none: reason, field, message, hint.
-type NoTarget = (&'static str, &'static str, String, Option<String>);
-
-fn target_gateway<'g>(
-    object: &Object,
-    target: &PolicyTargetRef,
-    gateways: &'g Gateways,
-) -> Result<&'g [ListenerInfo], NoTarget> {
-    if target.kind != "Gateway" || target.group.as_deref() != Some(GROUP) {
-        let group = target.group.as_deref().unwrap_or_default();
-        let message =
-            format!("a policy of this gateway cannot be attached to a {} of group \"{group}\"", target.kind);
-        let hint = format!("kind: Gateway with group: {GROUP}");
-        return Err(("InvalidKind", "kind", message, Some(hint)));
-    }
-    if target.namespace.as_deref().is_some_and(|n| *n != *object.namespace) {
-        let message = "a policy can be attached to Gateways of its own namespace only".to_owned();
-        return Err(("RefNotPermitted", "namespace", message, Some("move the policy there".into())));
-    }
-    gateways.of(&object.namespace, &target.name).ok_or_else(|| {
-        let names = gateways.names(&object.namespace);
-        let message = format!("there is no Gateway {}/{}", object.namespace, target.name);
-        ("TargetNotFound", "name", message, did_you_mean_hint(&target.name, names.iter().map(String::as_str)))
-    })
 }
 
 fn rules(spec: &AuthorizationPolicySpec) -> Result<Vec<PolicyRule>, Problem> {

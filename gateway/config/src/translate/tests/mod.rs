@@ -1,5 +1,6 @@
 //! Tests of the translation as a whole: from texts to IR, diagnostics and statuses.
 
+mod authentications;
 mod backends;
 mod destination_rules;
 mod gateways;
