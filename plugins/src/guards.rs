@@ -9,6 +9,7 @@ use fieldgate_core::guard::{Guard, Guarded, Verdict};
 use fieldgate_core::ir::{self, GuardKind, ObjectKey};
 
 use crate::edge;
+use crate::ext_authz;
 
 /// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping.
 pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn Guard> {
@@ -16,6 +17,8 @@ pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn
     match &guard.kind {
         GuardKind::Edge(rules) => edge::ready(guard, rules),
         GuardKind::Login(_) | GuardKind::ExtAuthz(_) | GuardKind::RateLimit(_) => {
+        GuardKind::ExtAuthz(authz) => ext_authz::ready(&guard.key, authz),
+        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::RateLimit(_) => {
             closed(&guard.key, "it cannot be enforced by this build")
         }
     }

@@ -4,6 +4,7 @@
 pub mod authz;
 pub mod cors;
 pub mod edge;
+pub mod ext_authz;
 pub mod grpc;
 pub mod guards;
 pub mod jwt;

@@ -41,6 +41,12 @@ pub trait Guard: Send + Sync + std::fmt::Debug {
         let _ = (https, response);
     }
 
+    /// Whether it wants to know the rule of a request ([`Guarded::rule`]) even before routing. It is then told the one that
+    /// would take the request as it is.
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
     /// Looks at a request. It may change the head.
     fn begin(&self, request: &mut Guarded<'_>) -> Verdict;
 
@@ -56,6 +62,8 @@ pub trait Guard: Send + Sync + std::fmt::Debug {
 pub enum Verdict {
     /// The request goes on.
     Continue,
+    /// So it does, though nobody could say whether it may.
+    FailOpen,
     /// It ends here.
     Respond(Box<LocalResponse>),
     /// Somebody is asked first.
@@ -68,7 +76,7 @@ pub struct Guarded<'a> {
     pub head: &'a mut RequestHead,
     /// The connection.
     pub facts: ConnectionFacts<'a>,
-    /// The rule that took it; `None` before routing.
+    /// The rule that took it; `None` before routing, unless the guard [looks ahead](Guard::looks_ahead).
     pub rule: Option<&'a Rule>,
     /// What guards before have learned.
     pub metadata: &'a mut Metadata,

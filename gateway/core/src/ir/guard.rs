@@ -226,6 +226,22 @@ pub struct ExtAuthz {
     pub context: Vec<(Arc<str>, Arc<str>)>,
     /// Whether the client's certificate is sent along.
     pub peer_certificate: bool,
+    /// Request headers that only the authorizer may set: those of the client do not go upstream, whatever is answered.
+    pub own_headers: Vec<StringMatch>,
+    /// Whether a request that passes for want of an answer says so upstream (`x-envoy-auth-failure-mode-allowed`).
+    pub fail_open_header: bool,
+    /// Routes that it treats in another way, by the beginning of their rules' names: `default/shop`, `grpc:default/api`, or
+    /// a whole name: `default/shop/checkout`.
+    pub routes: Vec<(Arc<str>, ExtAuthzRoute)>,
+}
+
+/// How a route differs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ExtAuthzRoute {
+    /// Nobody is asked about its requests.
+    Off,
+    /// What the service is told beside (or over) [`ExtAuthz::context`].
+    Context(Vec<(Arc<str>, Arc<str>)>),
 }
 
 /// How an external authorizer is asked.
