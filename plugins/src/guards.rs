@@ -16,11 +16,9 @@ pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn
     let _ = before;
     match &guard.kind {
         GuardKind::Edge(rules) => edge::ready(guard, rules),
-        GuardKind::Login(_) | GuardKind::ExtAuthz(_) | GuardKind::RateLimit(_) => {
         GuardKind::ExtAuthz(authz) => ext_authz::ready(&guard.key, authz),
-        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::RateLimit(_) => {
-            closed(&guard.key, "it cannot be enforced by this build")
-        }
+        GuardKind::Login(_) => closed(&guard.key, "it cannot be enforced by this build"),
+        GuardKind::RateLimit(_) => closed(&guard.key, "it cannot be enforced by this build"),
     }
 }
 

@@ -47,7 +47,7 @@ fn ask(guard: &dyn Guard, head: &mut RequestHead, client: &str, body: Option<u64
         random: &mut || 4,
     });
     match verdict {
-        Verdict::Continue => Ok(()),
+        Verdict::Continue | Verdict::FailOpen => Ok(()),
         Verdict::Respond(response) => {
             Err((response.status, response.details, response.headers.first().map(|(_, v)| v.clone())))
         }

@@ -108,7 +108,6 @@ pub enum Spec {
 impl Kind {
     /// All of them.
     pub const ALL: &'static [Kind] = &[
-    pub const ALL: [Kind; 18] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -190,16 +189,12 @@ impl Kind {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => {
                 &["v1", "v1beta1", "v1alpha3"]
             }
-            Kind::AuthorizationPolicy => &["v1", "v1beta1"],
             Kind::Pool
             | Kind::SplitPolicy
             | Kind::TrafficPolicy
             | Kind::RateLimitPolicy
             | Kind::BackendTrafficPolicy => &["v1alpha1"],
             Kind::AuthorizationPolicy | Kind::RequestAuthentication => &["v1", "v1beta1"],
-            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::BackendTrafficPolicy => {
-                &["v1alpha1"]
-            }
         }
     }
 

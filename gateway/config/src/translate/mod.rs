@@ -31,9 +31,8 @@ mod tests;
 mod traffic_policies;
 mod upstream_tls;
 
-pub(crate) use policies::ROOT as ROOT_NAMESPACE;
-pub use upstream_tls::Workload;
 pub(crate) use targets::ROOT as ROOT_NAMESPACE;
+pub use upstream_tls::Workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -156,7 +155,6 @@ impl Translator {
         if gateways {
             all_routes |= self.redo_gateways();
         }
-        let pools = dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS);
         let mut guards = gateways || dirt.kinds.iter().any(|k| guards::is_guard(*k));
         let pools =
             dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS) || std::mem::take(&mut self.other_workload);
@@ -191,7 +189,7 @@ impl Translator {
             || !self.config.listeners.ptr_eq(&before.listeners)
             || !self.config.pools.ptr_eq(&before.pools)
             || !self.config.policies.ptr_eq(&before.policies)
-            || !self.config.guards.ptr_eq(&before.guards);
+            || !self.config.guards.ptr_eq(&before.guards)
             || !self.config.authentications.ptr_eq(&before.authentications);
         Translation { config: self.config.clone(), touched: ir::Touched::Routes(touched), changed }
     }
@@ -199,12 +197,10 @@ impl Translator {
     /// Finds the places of what is wrong anew where texts moved within these files. What is said of an object is kept
     /// while the object stays the same, and its lines may move all the same.
     pub fn relocate(&mut self, files: &[Arc<str>]) {
-        let StageNotes { gateways, pools, policies, splits, traffic, guards, problems, .. } = &mut self.notes;
-        let stages =
-            [gateways, pools, policies, splits, traffic, guards].into_iter().flat_map(BTreeMap::values_mut);
-        let StageNotes { gateways, pools, policies, authentications, splits, traffic, problems, .. } =
-            &mut self.notes;
-        let stages = [gateways, pools, policies, authentications, splits, traffic]
+        let StageNotes {
+            gateways, pools, policies, authentications, splits, traffic, guards, problems, ..
+        } = &mut self.notes;
+        let stages = [gateways, pools, policies, authentications, splits, traffic, guards]
             .into_iter()
             .flat_map(BTreeMap::values_mut);
         let all = stages.flat_map(|n| &mut n.diagnostics).chain(problems.values_mut().flatten());
@@ -419,9 +415,16 @@ impl Dirt {
 }
 
 impl StageNotes {
-    fn stages(&self) -> [&NotesOf; 6] {
-        [&self.gateways, &self.pools, &self.policies, &self.splits, &self.traffic, &self.guards]
-        [&self.gateways, &self.pools, &self.policies, &self.authentications, &self.splits, &self.traffic]
+    fn stages(&self) -> [&NotesOf; 7] {
+        [
+            &self.gateways,
+            &self.pools,
+            &self.policies,
+            &self.authentications,
+            &self.splits,
+            &self.traffic,
+            &self.guards,
+        ]
     }
 }
 

@@ -87,7 +87,7 @@ fn consult<'p>(
         Some((step, answer)) => guard.resume(&mut guarded, step, answer),
     };
     match verdict {
-        Verdict::Continue => Ok(()),
+        Verdict::Continue | Verdict::FailOpen => Ok(()),
         Verdict::Ask(callout) => Err(Stop::Ask(callout)),
         Verdict::Respond(response) => {
             let mut answer = of_local(*response);

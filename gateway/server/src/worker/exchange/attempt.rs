@@ -151,7 +151,14 @@ pub async fn open(
     upgrading: Option<&Request>,
     address: SocketAddr,
 ) -> Result<Opened, Failure> {
-    let http2 = speaks_http2(pool, head, upgrading.is_some());
+    let (upgrades, wanted) = (upgrading.is_some(), Wanted::of(pool, head, address));
+    if pool.ir.protocol == Protocol::Auto && wanted.is_some() && !upgrades {
+        return match worker.upstreams.either(pool, address, wanted).await? {
+            Either::Http1(opened) => Ok(begin_http1(worker, opened, head, body, None)),
+            Either::Http2(opened) => begin_http2(pool, opened, head, body, None).await,
+        };
+    }
+    let http2 = speaks_http2(pool, head, upgrades);
     open_speaking(worker, pool, http2, head, body, upgrading, address).await
 }
 
@@ -165,16 +172,8 @@ pub async fn open_speaking(
     upgrading: Option<&Request>,
     address: SocketAddr,
 ) -> Result<Opened, Failure> {
+    let wanted = Wanted::of(pool, head, address);
     if http2 {
-        open_http2(worker, pool, head, body, address, upgrading).await
-    let (upgrades, wanted) = (upgrading.is_some(), Wanted::of(pool, head, address));
-    if pool.ir.protocol == Protocol::Auto && wanted.is_some() && !upgrades {
-        return match worker.upstreams.either(pool, address, wanted).await? {
-            Either::Http1(opened) => Ok(begin_http1(worker, opened, head, body, None)),
-            Either::Http2(opened) => begin_http2(pool, opened, head, body, None).await,
-        };
-    }
-    if speaks_http2(pool, head, upgrades) {
         let opened = worker.upstreams.http2(pool, address, wanted).await?;
         begin_http2(pool, opened, head, body, upgrading).await
     } else {
