@@ -96,6 +96,12 @@ pub fn all() -> Vec<Case> {
             against(small(false, 64), denied(100), denied(0)),
         ),
         (
+            "identities",
+            "HTTP/1.1 over TLS with client certificates, 128 bytes, 64 connections: a token of RS256 in each request, \
+             20 policies about both",
+            upstream(Load::Identified { connections: 64 }, Setup { denials: 0, identities: true, ..plain }),
+        ),
+        (
             "access-log",
             "HTTP/1.1, 128 bytes, 64 connections: each request logged to a file",
             against(small(false, 64), Setup { access_log: true, ..plain }, plain),

@@ -10,9 +10,15 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use fieldgate_loadtests::load::paced::{Paced, PacedReport, Percentiles};
 use fieldgate_loadtests::rig::cpu;
+use serde_json::Value;
 
 use super::{LOAD_CPU, WARM_UP_SECONDS};
 use crate::context::ensure;
+
+/// What clients of [`Load::Identified`] prove who they are by: files in the scratch directory.
+pub const CLIENT_CHAIN: &str = "client.crt";
+pub const CLIENT_KEY: &str = "client.key";
+pub const CLIENT_TOKEN: &str = "client.jwt";
 
 /// Users of [`Load::Users`].
 const USERS: usize = 1000;
@@ -50,6 +56,11 @@ pub enum Load {
         path: &'static str,
         /// A POST with one message, and gRPC's headers.
         grpc: bool,
+    },
+    /// Our own generator: HTTP/1.1 over TLS with a client certificate, and a token in each request.
+    Identified {
+        /// Connections.
+        connections: usize,
     },
     /// `openssl s_time`: a handshake, a request, and the end of the connection, one after the other.
     Handshakes {
@@ -100,6 +111,7 @@ impl Load {
                 let url = format!("https://{}{path}", to.tls);
                 h2load(connections, streams, seconds, grpc, &url, scratch)
             }
+            Self::Identified { connections } => identified(connections, seconds, to.tls, scratch),
             Self::Handshakes { resumed } => handshakes(to.tls, resumed, seconds),
         }
     }
@@ -290,6 +302,34 @@ fn grpc_frame(scratch: &Path) -> Result<String, String> {
     let message = [&[0, 0, 0, 0, MESSAGE][..], &[b'.'; MESSAGE as usize]].concat();
     std::fs::write(&path, message).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path.display().to_string())
+}
+
+fn identified(
+    connections: usize,
+    seconds: u32,
+    address: SocketAddr,
+    scratch: &Path,
+) -> Result<Counted, String> {
+    let here = std::env::current_exe().map_err(|error| format!("own path: {error}"))?;
+    let program = here.with_file_name("fieldgate-load");
+    let file = |name: &str| scratch.join(name).display().to_string();
+    let token = std::fs::read_to_string(file(CLIENT_TOKEN)).map_err(|error| format!("the token: {error}"))?;
+    let arguments = [
+        format!("https://edge.example.com:{}/", address.port()),
+        format!("--connect-to={address}"),
+        format!("--ca={}", file("ca.pem")),
+        format!("--cert={}", file(CLIENT_CHAIN)),
+        format!("--key={}", file(CLIENT_KEY)),
+        format!("--header=authorization: Bearer {token}"),
+        format!("--connections={connections}"),
+        format!("--seconds={seconds}"),
+    ];
+    let ended = run(&program.display().to_string(), &arguments)?;
+    let report: Value = serde_json::from_str(&ended.text).map_err(|error| error.to_string())?;
+    let number = |name: &str| report[name].as_f64().ok_or_else(|| format!("no {name} in {}", ended.text));
+    let millis = |name: &str| report["latency_us"][name].as_f64().unwrap_or_default() / 1000.0;
+    let latency = Percentiles { p50: millis("p50"), p99: millis("p99"), p999: millis("p999") };
+    ended.counted(number("completed")?, number("requests_per_second")?, Some(latency))
 }
 
 fn handshakes(address: SocketAddr, resumed: bool, seconds: u32) -> Result<Counted, String> {

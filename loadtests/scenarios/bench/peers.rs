@@ -14,10 +14,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use fieldgate_loadtests::rig::certificates::{Authority, Certified};
+use fieldgate_loadtests::rig::tokens::Issuer;
 use fieldgate_loadtests::rig::{Process, ports};
+use serde_json::json;
 
-use super::load::Addresses;
-use super::setup::Site;
+use super::load::{Addresses, CLIENT_CHAIN, CLIENT_KEY, CLIENT_TOKEN};
+use super::setup::{GROUP, PRINCIPAL, Site};
 use super::{PROXY_CPU, find};
 
 /// Routes by path that a proxy has, besides the one for everything else.
@@ -97,6 +99,10 @@ impl Peer {
             // Without TLS: cases that speak it fail.
             to.tls = to.plain;
         }
+        if site.setup.identities && self.name != "envoy" {
+            // None of the others verifies tokens without something that is not part of it.
+            return Ok(None);
+        }
         let Some(arguments) = (self.kind.configure)(site, to)? else { return Ok(None) };
         let mut process =
             Process::start(self.name, &site.directory, Some(PROXY_CPU), &self.program, &arguments)?;
@@ -116,18 +122,21 @@ pub struct Subject {
     pub to: Addresses,
 }
 
-/// The certificate that all of them show.
+/// The certificate that all of them show, and what clients prove who they are by.
 pub struct Certificate {
     certified: Certified,
     chain: String,
     key: String,
     both: String,
+    authority: Authority,
+    issuer: Issuer,
 }
 
 impl Certificate {
     /// A new one, in files below `directory`.
     pub fn new(directory: &Path) -> Result<Self, String> {
-        let certified = Authority::new(directory)?.issue(&["edge.example.com", "127.0.0.1"])?;
+        let authority = Authority::new(directory)?;
+        let certified = authority.issue(&["edge.example.com", "127.0.0.1"])?;
         let file = |name: &str, text: &str| {
             let path = directory.join(name);
             std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -136,7 +145,14 @@ impl Certificate {
         let chain = file("edge.crt", &certified.certificate)?;
         let key = file("edge.key", &certified.key)?;
         let both = file("edge.pem", &(certified.certificate.clone() + &certified.key))?;
-        Ok(Self { certified, chain, key, both })
+        let client = authority.issue_client(&format!("spiffe://{PRINCIPAL}"))?;
+        file(CLIENT_CHAIN, &client.certificate)?;
+        file(CLIENT_KEY, &client.key)?;
+        let issuer = Issuer::new("https://issuer.example.com", "bench")?;
+        let claims =
+            json!({"sub": "u-1", "aud": "shop", "groups": ["staff", GROUP], "exp": 4_102_444_800_u64});
+        file(CLIENT_TOKEN, &issuer.token(&claims)?)?;
+        Ok(Self { certified, chain, key, both, authority, issuer })
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Setup {
     pub split: Split,
     /// Whether each request is logged to a file.
     pub access_log: bool,
+    /// Whether clients prove who they are, by certificate and token, and are judged by [`grants`].
+    pub identities: bool,
 }
 
 /// The protocol to the backend, always in plaintext.
@@ -40,8 +42,13 @@ pub enum Split {
 
 impl Setup {
     /// What most cases use.
-    pub const PLAIN: Self =
-        Self { upstream: Upstream::Http1, denials: 1, split: Split::None, access_log: false };
+    pub const PLAIN: Self = Self {
+        upstream: Upstream::Http1,
+        denials: 1,
+        split: Split::None,
+        access_log: false,
+        identities: false,
+    };
 }
 
 /// A proxy's place: what it is to serve and where its files go.
@@ -83,4 +90,38 @@ pub fn denials(count: usize) -> Vec<Denial> {
         _ => Denial::Source(format!("10.{number}.0.0/16")),
     };
     (0..count).map(one).collect()
+}
+
+/// The identity of the client's certificate, and what its token says beside the issuer.
+pub const PRINCIPAL: &str = "cluster.local/ns/shop/sa/web";
+/// The group of its token.
+pub const GROUP: &str = "buyers";
+
+/// One of the policies of [`Setup::identities`]: whom, and what for.
+pub struct Grant {
+    /// Refuses; else allows.
+    pub denies: bool,
+    /// The identity of the certificate.
+    pub principal: String,
+    /// The group of the token.
+    pub group: String,
+    /// The path and all below it.
+    pub path: String,
+}
+
+/// Ten that refuse, none of which fits what is asked, and ten that allow, of which the last does.
+pub fn grants() -> Vec<Grant> {
+    let other = |denies: bool, n: usize| Grant {
+        denies,
+        principal: format!("cluster.local/ns/team-{n}/sa/app"),
+        group: format!("group-{n}"),
+        path: format!("/r{n}/"),
+    };
+    let fitting = Grant {
+        denies: false,
+        principal: PRINCIPAL.to_owned(),
+        group: GROUP.to_owned(),
+        path: "/".to_owned(),
+    };
+    (0..10).map(|n| other(true, n)).chain((0..9).map(|n| other(false, n))).chain([fitting]).collect()
 }

@@ -21,6 +21,12 @@ struct Arguments {
     /// Trust this CA (PEM); required for https.
     #[arg(long)]
     ca: Option<PathBuf>,
+    /// The client certificate to show (PEM).
+    #[arg(long, requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, requires = "cert")]
+    key: Option<PathBuf>,
     /// Connect here instead of to the URL's host.
     #[arg(long)]
     connect_to: Option<SocketAddr>,
@@ -119,6 +125,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, String> {
         body: arguments.body,
         version: if arguments.http2 { Version::Http2 } else { Version::Http1 },
         ca: arguments.ca.clone().filter(|_| tls),
+        certificate: arguments.cert.clone().zip(arguments.key.clone()),
         connections: arguments.connections,
         streams: arguments.streams,
         threads: arguments.threads,

@@ -27,7 +27,8 @@ impl Connector {
         let tls = match &plan.ca {
             None => None,
             Some(path) => {
-                let mut config = certificates::trusting(path, rustls::DEFAULT_VERSIONS)?;
+                let identity = plan.certificate.as_ref().map(|(chain, key)| (chain.as_path(), key.as_path()));
+                let mut config = certificates::client(path, rustls::DEFAULT_VERSIONS, identity)?;
                 config.alpn_protocols = vec![match plan.version {
                     Version::Http1 => b"http/1.1".to_vec(),
                     Version::Http2 => b"h2".to_vec(),

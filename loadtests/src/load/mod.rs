@@ -72,6 +72,8 @@ pub struct Plan {
     pub version: Version,
     /// The CA to trust; TLS is spoken when it is there.
     pub ca: Option<PathBuf>,
+    /// The certificate to show, by the PEM files of its chain and its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
     /// Connections kept open.
     pub connections: usize,
     /// Concurrent streams on each HTTP/2 connection.
@@ -106,6 +108,7 @@ impl Plan {
             body: 0,
             version: Version::Http1,
             ca: None,
+            certificate: None,
             connections: 16,
             streams: 1,
             threads: 1,

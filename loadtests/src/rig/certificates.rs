@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 
 /// An authority and the file that clients trust it by.
@@ -44,6 +44,17 @@ impl Authority {
         Ok(Self { issuer, file })
     }
 
+    /// A client's certificate with this URI name.
+    pub fn issue_client(&self, uri: &str) -> Result<Certified, String> {
+        let mut params = CertificateParams::default();
+        let uri = uri.try_into().map_err(|error| format!("{uri}: {error}"))?;
+        params.subject_alt_names = vec![rcgen::SanType::URI(uri)];
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().map_err(|error| error.to_string())?;
+        let certificate = params.signed_by(&key, &self.issuer).map_err(|error| error.to_string())?;
+        Ok(Certified { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
     /// A server certificate for these names, each call another.
     pub fn issue(&self, names: &[&str]) -> Result<Certified, String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
@@ -59,6 +70,15 @@ pub fn trusting(
     authorities: &Path,
     versions: &[&'static SupportedProtocolVersion],
 ) -> Result<ClientConfig, String> {
+    client(authorities, versions, None)
+}
+
+/// The same, that shows a certificate, by the PEM files of its chain and its key.
+pub fn client(
+    authorities: &Path,
+    versions: &[&'static SupportedProtocolVersion],
+    identity: Option<(&Path, &Path)>,
+) -> Result<ClientConfig, String> {
     let at = |error: String| format!("{}: {error}", authorities.display());
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(authorities).map_err(|error| at(error.to_string()))? {
@@ -68,5 +88,12 @@ pub fn trusting(
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_protocol_versions(versions);
     let builder = builder.map_err(|error| error.to_string())?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+    let builder = builder.with_root_certificates(roots);
+    let Some((chain, key)) = identity else { return Ok(builder.with_no_client_auth()) };
+    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_file_iter(chain).map_err(|error| at(chain, &error))?.collect();
+    let chain = chain.map_err(|error| error.to_string())?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| at(key, &error))?;
+    builder.with_client_auth_cert(chain, secret).map_err(|error| at(key, &error))
 }

@@ -8,6 +8,7 @@ pub mod http;
 pub mod ports;
 pub mod process;
 pub mod scripted;
+pub mod tokens;
 pub mod wait;
 
 pub use config::ConfigDir;

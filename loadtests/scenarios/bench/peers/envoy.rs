@@ -4,11 +4,11 @@ use serde_json::{Value, json};
 
 use super::{Configured, ROUTES, write};
 use crate::bench::load::Addresses;
-use crate::bench::setup::{Denial, Setup, Site, Split, Upstream, denials};
+use crate::bench::setup::{Denial, Grant, Setup, Site, Split, Upstream, denials, grants};
 
 /// See [`super::Kind`].
 pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
-    let Setup { denials: count, split, access_log, .. } = site.setup;
+    let Setup { denials: count, split, access_log, identities, .. } = site.setup;
     let last = match split {
         Split::None => json!({"cluster": "bench"}),
         Split::Weighted => json!({"weighted_clusters": {"clusters": [
@@ -26,6 +26,9 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
     if count > 0 {
         filters.insert(0, json!({"name": "rbac", "typed_config": rbac(count)}));
     }
+    if identities {
+        filters.splice(0..0, judging(site));
+    }
     let mut manager = json!({
         "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
@@ -41,8 +44,12 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
             "path": site.file("access.log"),
         }}]);
     }
+    if identities {
+        manager["forward_client_cert_details"] = json!("SANITIZE_SET");
+        manager["set_current_client_cert_details"] = json!({"subject": true, "uri": true});
+    }
     let chain = json!([{"name": "hcm", "typed_config": manager}]);
-    let tls = json!({"name": "tls", "typed_config": {
+    let mut tls = json!({"name": "tls", "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": {
             "alpn_protocols": ["h2", "http/1.1"],
@@ -52,6 +59,12 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
             }],
         },
     }});
+    if identities {
+        let context = &mut tls["typed_config"];
+        context["require_client_certificate"] = json!(true);
+        context["common_tls_context"]["validation_context"] =
+            json!({"trusted_ca": {"filename": site.certificate.authority.file}});
+    }
     let listeners = json!([
         {"name": "plain", "address": socket_address(to.plain), "filter_chains": [{"filters": chain}]},
         {"name": "tls", "address": socket_address(to.tls),
@@ -83,6 +96,52 @@ fn cluster(site: &Site<'_>, name: &str) -> Value {
         }});
     }
     cluster
+}
+
+/// Tokens, then policies that refuse, then those that allow, as istiod arranges them. Verified tokens are remembered.
+fn judging(site: &Site<'_>) -> Vec<Value> {
+    let issuer = &site.certificate.issuer;
+    let provider = json!({
+        "issuer": issuer.name(), "local_jwks": {"inline_string": issuer.jwks()},
+        "forward": true, "payload_in_metadata": "payload", "jwt_cache_config": {},
+    });
+    let either =
+        json!({"requires_any": {"requirements": [{"provider_name": "issuer"}, {"allow_missing": {}}]}});
+    let tokens = json!({
+        "@type": "type.googleapis.com/envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication",
+        "providers": {"issuer": provider},
+        "rules": [{"match": {"prefix": "/"}, "requires": either}],
+    });
+    let policies = |denies: bool| {
+        let all: serde_json::Map<String, Value> = grants()
+            .iter()
+            .filter(|grant| grant.denies == denies)
+            .enumerate()
+            .map(|(number, grant)| (format!("policy-{number}"), grant_policy(grant)))
+            .collect();
+        json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC",
+            "rules": {"action": if denies { "DENY" } else { "ALLOW" }, "policies": all},
+        })
+    };
+    vec![
+        json!({"name": "jwt", "typed_config": tokens}),
+        json!({"name": "rbac-deny", "typed_config": policies(true)}),
+        json!({"name": "rbac-allow", "typed_config": policies(false)}),
+    ]
+}
+
+fn grant_policy(grant: &Grant) -> Value {
+    let identity =
+        json!({"authenticated": {"principal_name": {"exact": format!("spiffe://{}", grant.principal)}}});
+    let claim = json!({"metadata": {
+        "filter": "envoy.filters.http.jwt_authn", "path": [{"key": "payload"}, {"key": "groups"}],
+        "value": {"list_match": {"one_of": {"string_match": {"exact": grant.group}}}},
+    }});
+    json!({
+        "permissions": [{"url_path": {"path": {"prefix": grant.path}}}],
+        "principals": [{"and_ids": {"ids": [identity, claim]}}],
+    })
 }
 
 fn rbac(count: usize) -> Value {

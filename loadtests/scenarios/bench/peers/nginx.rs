@@ -6,7 +6,7 @@ use crate::bench::setup::{Denial, Setup, Site, Split, Upstream, denials};
 
 /// See [`super::Kind`].
 pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
-    let Setup { upstream, denials: count, split, access_log } = site.setup;
+    let Setup { upstream, denials: count, split, access_log, .. } = site.setup;
     let Addresses { plain, tls } = to;
     let Certificate { chain, key, .. } = site.certificate;
     let directory = site.directory.display();
