@@ -19,6 +19,7 @@ pub mod retry;
 pub mod route;
 pub mod snapshot;
 pub mod split;
+pub mod xfcc;
 
 pub use address_set::AddressSet;
 pub use head::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
