@@ -12,6 +12,8 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{SignatureAlgorithm, SignatureScheme};
 use x509_parser::prelude::{ASN1Time, FromDer, GeneralName, X509Certificate};
 
+use super::client_certificate::is_clean;
+use super::distinguished_name::rfc2253;
 use super::provider;
 
 /// Every scheme that a key may sign with, to ask each key which it can.
@@ -32,6 +34,8 @@ const SCHEMES: [SignatureScheme; 10] = [
 pub struct Certificate {
     certified: Arc<CertifiedKey>,
     names: Vec<String>,
+    uris: Vec<Box<str>>,
+    subject: Box<str>,
     schemes: Vec<SignatureScheme>,
     not_before: ASN1Time,
     not_after: ASN1Time,
@@ -51,6 +55,8 @@ impl Certificate {
             schemes: schemes_of(&*signer),
             certified: Arc::new(CertifiedKey::new(chain, signer)),
             names: leaf.names,
+            uris: leaf.uris,
+            subject: leaf.subject,
             not_before: leaf.not_before,
             not_after: leaf.not_after,
         })
@@ -64,6 +70,16 @@ impl Certificate {
     /// The DNS names in lower case: the subject alternative names, or the common name where there are none.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The URI names that can go into a header field as they are.
+    pub fn uris(&self) -> &[Box<str>] {
+        &self.uris
+    }
+
+    /// Whose it is, RFC 2253 form.
+    pub fn subject(&self) -> &str {
+        &self.subject
     }
 
     /// Whether one of the names stands for `host`, which is in lower case. A wildcard stands for one label (RFC 6125,
@@ -225,6 +241,8 @@ fn describe(error: &pem::Error) -> String {
 
 struct Leaf {
     names: Vec<String>,
+    uris: Vec<Box<str>>,
+    subject: Box<str>,
     not_before: ASN1Time,
     not_after: ASN1Time,
 }
@@ -246,7 +264,18 @@ impl Leaf {
             let common = leaf.subject().iter_common_name().filter_map(|name| name.as_str().ok());
             names.extend(common.map(str::to_ascii_lowercase));
         }
-        Ok(Self { names, not_before: leaf.validity().not_before, not_after: leaf.validity().not_after })
+        let uris = alternative.iter().flat_map(|extension| &extension.value.general_names);
+        let uris = uris.filter_map(|name| match name {
+            GeneralName::URI(uri) if is_clean(uri) => Some((*uri).into()),
+            _ => None,
+        });
+        Ok(Self {
+            uris: uris.collect(),
+            subject: rfc2253(leaf.subject()).into(),
+            not_before: leaf.validity().not_before,
+            not_after: leaf.validity().not_after,
+            names,
+        })
     }
 }
 

@@ -10,7 +10,17 @@ use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 mod certificate;
 mod client;
+mod client_certificate;
+mod client_rules;
+#[cfg(test)]
+mod client_tests;
+mod clients;
+mod distinguished_name;
 mod info;
+mod introduction;
+mod mutual;
+mod patterns;
+mod refusal;
 mod server;
 mod sni;
 #[cfg(test)]
@@ -22,8 +32,14 @@ mod verify_tests;
 
 pub use certificate::{Certificate, CertificateError, CertificateWarning};
 pub use client::{ClientTls, ClientTlsError, Verification, connect, describe, is_wrong_name, server_name};
+pub use client_certificate::ClientCertificate;
+pub use client_rules::{ClientMode, ClientRules, Dated, DatedKind, NamePattern};
+pub use clients::ClientVerifier;
 pub use info::{Alpn, HandshakeInfo};
-pub use server::{ClientAuth, ServerTls, ServerTlsError, TlsVersion, accept};
+pub use mutual::{Failed, Greeting, Introduced, greet};
+pub use patterns::Patterns;
+pub use refusal::{Refusal, RefusalReason};
+pub use server::{ServerTls, ServerTlsError, TlsVersion, accept};
 pub use sni::SniResolver;
 pub use tickets::TicketKeys;
 pub use verify::{NameCheck, PeerName};

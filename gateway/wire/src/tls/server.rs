@@ -7,17 +7,13 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256};
-use rustls::RootCertStore;
 use rustls::ServerConfig;
-use rustls::server::{
-    NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions, WebPkiClientVerifier,
-};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerSessionMemoryCache, StoresServerSessions};
 use rustls::version::{TLS12, TLS13};
 use tokio_rustls::TlsAcceptor;
 
-use super::client::parse_roots;
-use super::{SniResolver, TicketKeys, provider};
+use super::{ClientVerifier, SniResolver, TicketKeys, provider};
 use crate::io::Io;
 use crate::staged::Staged;
 
@@ -36,38 +32,29 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// Client certificates that a server asks for.
-#[derive(Clone, Copy, Debug)]
-pub struct ClientAuth<'a> {
-    /// The authorities (PEM) that a client's chain must lead to.
-    pub roots: &'a [u8],
-    /// Whether a client without a certificate is refused.
-    pub required: bool,
-}
-
 /// A server configuration in the making.
 #[derive(Debug)]
-pub struct ServerTls<'a> {
+pub struct ServerTls {
     resolver: Arc<SniResolver>,
     alpn: Vec<Vec<u8>>,
     min: TlsVersion,
     max: TlsVersion,
     tickets: Option<Arc<TicketKeys>>,
     sessions: usize,
-    client_auth: Option<ClientAuth<'a>>,
+    clients: Option<Arc<ClientVerifier>>,
 }
 
-impl<'a> ServerTls<'a> {
+impl ServerTls {
     /// TLS 1.2 and 1.3 with these certificates; no ALPN, no tickets, no client certificates.
-    pub fn new(resolver: SniResolver) -> Self {
+    pub fn new(resolver: impl Into<Arc<SniResolver>>) -> Self {
         Self {
-            resolver: Arc::new(resolver),
+            resolver: resolver.into(),
             alpn: Vec::new(),
             min: TlsVersion::Tls12,
             max: TlsVersion::Tls13,
             tickets: None,
             sessions: SESSIONS,
-            client_auth: None,
+            clients: None,
         }
     }
 
@@ -100,10 +87,11 @@ impl<'a> ServerTls<'a> {
         self
     }
 
-    /// Asks for client certificates.
+    /// Asks for client certificates. Handshakes of the configuration are done by way of a [`Greeting`](super::Greeting) only:
+    /// elsewhere nobody would be told what became of a certificate.
     #[must_use]
-    pub fn client_auth(mut self, client_auth: ClientAuth<'a>) -> Self {
-        self.client_auth = Some(client_auth);
+    pub fn clients(mut self, clients: &Arc<ClientVerifier>) -> Self {
+        self.clients = Some(Arc::clone(clients));
         self
     }
 
@@ -118,25 +106,21 @@ impl<'a> ServerTls<'a> {
         let builder = ServerConfig::builder_with_provider(Arc::clone(provider()))
             .with_protocol_versions(versions)
             .map_err(ServerTlsError::Rustls)?;
-        let mut scope = Vec::new();
-        let builder = match self.client_auth {
+        let builder = match &self.clients {
             None => builder.with_no_client_auth(),
-            Some(ClientAuth { roots, required }) => {
-                let roots = parse_roots(roots).map_err(ServerTlsError::ClientRoots)?;
-                scope = scope_of(&roots, required);
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider()));
-                let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
-                let verifier =
-                    verifier.build().map_err(|error| ServerTlsError::ClientRoots(error.to_string()))?;
+            Some(clients) => {
+                let verifier: Arc<dyn ClientCertVerifier> = clients.clone();
                 builder.with_client_cert_verifier(verifier)
             }
         };
         let mut config = builder.with_cert_resolver(self.resolver);
         config.alpn_protocols = self.alpn;
-        config.session_storage = session_storage(self.sessions);
-        if let Some(keys) = self.tickets {
-            config.ticketer = keys.scoped(scope);
+        // What is remembered by id cannot be told when to be forgotten.
+        config.session_storage = session_storage(if self.clients.is_some() { 0 } else { self.sessions });
+        match (self.tickets, &self.clients) {
+            (Some(keys), None) => config.ticketer = keys.scoped([]),
+            (Some(keys), Some(clients)) => config.ticketer = keys.of_clients(clients.scope()),
+            (None, _) => {}
         }
         config.send_tls13_tickets = TICKETS;
         config.max_early_data_size = 0;
@@ -149,8 +133,6 @@ impl<'a> ServerTls<'a> {
 pub enum ServerTlsError {
     /// The oldest version is newer than the newest.
     NoVersion,
-    /// The certificate authorities for client certificates cannot be used.
-    ClientRoots(String),
     /// rustls refuses.
     Rustls(rustls::Error),
 }
@@ -160,9 +142,6 @@ impl fmt::Display for ServerTlsError {
         match self {
             Self::NoVersion => {
                 f.write_str("no version of TLS is left: the oldest is TLS 1.3 and the newest TLS 1.2")
-            }
-            Self::ClientRoots(why) => {
-                write!(f, "the certificate authorities for client certificates cannot be used: {why}")
             }
             Self::Rustls(error) => write!(f, "TLS cannot be set up: {error}"),
         }
@@ -179,20 +158,4 @@ pub async fn accept(config: Arc<ServerConfig>, tcp: Staged) -> io::Result<Io> {
 
 fn session_storage(sessions: usize) -> Arc<dyn StoresServerSessions> {
     if sessions == 0 { Arc::new(NoServerSessionStorage {}) } else { ServerSessionMemoryCache::new(sessions) }
-}
-
-/// Tells apart what sessions have proved about their client.
-fn scope_of(roots: &RootCertStore, required: bool) -> Vec<u8> {
-    let mut digest = Context::new(&SHA256);
-    digest.update(&[u8::from(required)]);
-    for root in &roots.roots {
-        for field in
-            [Some(&root.subject), Some(&root.subject_public_key_info), root.name_constraints.as_ref()]
-        {
-            let field = field.map_or(&[][..], AsRef::as_ref);
-            digest.update(&(field.len() as u64).to_be_bytes());
-            digest.update(field);
-        }
-    }
-    digest.finish().as_ref().to_vec()
 }

@@ -3,28 +3,25 @@
 //! An immutable table, made of what the caller knows: listener hostnames with their certificates. It must not invent
 //! patterns from the names in certificates.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls::SignatureScheme;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::Certificate;
+use super::patterns::{Patterns, is_normal, normal};
+use super::{Certificate, introduction};
 
 /// Chooses by server name, most specific pattern first, then by what the client can verify.
 #[derive(Debug)]
 pub struct SniResolver {
-    exact: HashMap<Box<str>, Vec<Arc<Certificate>>>,
-    /// Keyed by what follows `*.`.
-    wildcard: HashMap<Box<str>, Vec<Arc<Certificate>>>,
+    by_name: Patterns<Vec<Arc<Certificate>>>,
     default: Vec<Arc<Certificate>>,
     strict: bool,
 }
 
 impl SniResolver {
-    /// Patterns are names, `*.` and a name, which stands for any number of labels before it (as Gateway API defines
-    /// for listeners), or `*` for every name. Certificates of equal patterns are put together.
+    /// Certificates by [pattern](Patterns). Those of equal patterns are put together.
     ///
     /// A pattern without certificates refuses its names; they do not fall to a wider pattern.
     ///
@@ -39,17 +36,11 @@ impl SniResolver {
         P: AsRef<str>,
         C: IntoIterator<Item = Arc<Certificate>>,
     {
-        let mut resolver = Self { exact: HashMap::new(), wildcard: HashMap::new(), default, strict };
+        let mut resolver = Self { by_name: Patterns::default(), default, strict };
         for (pattern, certificates) in entries {
-            let pattern = normal(pattern.as_ref());
-            let (table, key) = match pattern.strip_prefix('*') {
-                None => (&mut resolver.exact, &*pattern),
-                Some(suffix) => (&mut resolver.wildcard, suffix.trim_start_matches('.')),
-            };
-            table.entry(key.into()).or_default().extend(certificates);
+            resolver.by_name.entry(pattern.as_ref(), Vec::new).extend(certificates);
         }
-        let lists = resolver.exact.values_mut().chain(resolver.wildcard.values_mut());
-        for list in lists.chain([&mut resolver.default]) {
+        for list in resolver.by_name.values_mut().chain([&mut resolver.default]) {
             // Equal in strength, but an RSA signature costs the server many times more.
             list.sort_by_key(|certificate| certificate.is_rsa());
         }
@@ -58,28 +49,18 @@ impl SniResolver {
 
     /// The certificate for a server name and the signature schemes that the client offers.
     pub fn choose(&self, name: Option<&str>, offered: &[SignatureScheme]) -> Option<&Arc<Certificate>> {
-        let Some(name) = name else {
-            return pick(self.fallback(), "", offered);
-        };
-        if name.ends_with('.') || name.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            let name = normal(name);
-            return pick(self.find(&name), &name, offered);
+        match name {
+            None => pick(self.fallback(), "", offered),
+            Some(name) if is_normal(name) => pick(self.find(name), name, offered),
+            Some(name) => {
+                let name = normal(name);
+                pick(self.find(&name), &name, offered)
+            }
         }
-        pick(self.find(name), name, offered)
     }
 
     fn find(&self, name: &str) -> &[Arc<Certificate>] {
-        if let Some(found) = self.exact.get(name) {
-            return found;
-        }
-        let mut rest = name;
-        while let Some((_, parent)) = rest.split_once('.') {
-            if let Some(found) = self.wildcard.get(parent) {
-                return found;
-            }
-            rest = parent;
-        }
-        self.wildcard.get("").map_or_else(|| self.fallback(), Vec::as_slice)
+        self.by_name.find(name).map_or_else(|| self.fallback(), Vec::as_slice)
     }
 
     fn fallback(&self) -> &[Arc<Certificate>] {
@@ -90,6 +71,7 @@ impl SniResolver {
 impl ResolvesServerCert for SniResolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let chosen = self.choose(hello.server_name(), hello.signature_schemes())?;
+        introduction::shown(chosen);
         Some(Arc::clone(chosen.certified()))
     }
 }
@@ -106,10 +88,6 @@ fn pick<'a>(
     }
     let usable = || list.iter().filter(|certificate| certificate.can_sign(offered));
     usable().find(|certificate| certificate.covers(name)).or_else(|| usable().next()).or(list.first())
-}
-
-fn normal(name: &str) -> String {
-    name.trim_end_matches('.').to_ascii_lowercase()
 }
 
 #[cfg(test)]

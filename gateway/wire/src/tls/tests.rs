@@ -10,17 +10,17 @@ use rustls::{ClientConfig, NamedGroup, ProtocolVersion, ServerConfig, SupportedP
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::certificate::tests::{ecdsa, rsa, self_signed};
+use super::certificate::tests::{ecdsa, rsa};
 use super::*;
 use crate::buffer::BufferPool;
 use crate::io::{Io, PeerState};
 use crate::staged::Staged;
 
-fn single(certificate: Arc<Certificate>) -> SniResolver {
+pub(super) fn single(certificate: Arc<Certificate>) -> SniResolver {
     SniResolver::new([] as [(&str, Vec<_>); 0], vec![certificate], false)
 }
 
-fn keys() -> Arc<TicketKeys> {
+pub(super) fn keys() -> Arc<TicketKeys> {
     TicketKeys::new(Duration::from_hours(12))
 }
 
@@ -29,7 +29,10 @@ fn trusting() -> Arc<ClientConfig> {
 }
 
 /// A client that takes any certificate and speaks only what is given.
-fn limited(version: &'static SupportedProtocolVersion, cipher: impl Fn(&str) -> bool) -> Arc<ClientConfig> {
+pub(super) fn limited(
+    version: &'static SupportedProtocolVersion,
+    cipher: impl Fn(&str) -> bool,
+) -> Arc<ClientConfig> {
     let mut provider = (**provider()).clone();
     provider.cipher_suites.retain(|suite| cipher(&format!("{:?}", suite.suite())));
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
@@ -42,7 +45,7 @@ fn limited(version: &'static SupportedProtocolVersion, cipher: impl Fn(&str) -> 
     Arc::new(config)
 }
 
-async fn sockets() -> (Staged, Staged) {
+pub(super) async fn sockets() -> (Staged, Staged) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let staged = |tcp| Staged::new(tcp, BufferPool::new(16 * 1024, 1).take());
@@ -168,38 +171,6 @@ async fn clients_resume_across_a_change_of_certificates() {
         let (.., info) = session(&build(&self::keys()), &client, "a.example").await;
         assert!(!info.resumed);
     }
-}
-
-#[tokio::test]
-async fn a_session_without_a_client_certificate_is_not_resumed_where_one_is_required() {
-    let (ca, _) = self_signed(&["client.test"], &KeyPair::generate().unwrap());
-    let keys = keys();
-    let open = ServerTls::new(single(ecdsa(&["a.example"]))).tickets(&keys).build().unwrap();
-    let mutual = ServerTls::new(single(ecdsa(&["a.example"])))
-        .tickets(&keys)
-        .client_auth(ClientAuth { roots: ca.as_bytes(), required: true })
-        .build()
-        .unwrap();
-    let client = trusting();
-    session(&open, &client, "a.example").await;
-    let (accepted, _) = handshake(&mutual, &client, "a.example").await;
-    assert!(accepted.unwrap_err().to_string().contains("peer sent no certificates"));
-}
-
-#[tokio::test]
-async fn a_client_certificate_is_verified_and_shown() {
-    let (ca, leaf, key) = signed(&["client.test"]);
-    let server = ServerTls::new(single(ecdsa(&["a.example"])))
-        .client_auth(ClientAuth { roots: ca.as_bytes(), required: true })
-        .build()
-        .unwrap();
-    let identity = Arc::new(Certificate::from_pem(leaf.as_bytes(), key.as_bytes()).unwrap());
-    let client = ClientTls::new(Verification::None).identity(Arc::clone(&identity)).build().unwrap();
-    let (accepted, ..) = session(&server, &client, "a.example").await;
-    assert_eq!(HandshakeInfo::peer_certificates(&accepted), identity.certified().cert);
-
-    let stranger = ClientTls::new(Verification::None).identity(ecdsa(&["client.test"])).build().unwrap();
-    assert!(handshake(&server, &stranger, "a.example").await.0.is_err());
 }
 
 #[tokio::test]

@@ -8,12 +8,14 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand;
 use rustls::server::ProducesTickets;
+
+use super::introduction;
 
 /// Keys that open tickets: the one that also seals, and those of the periods before.
 const GENERATIONS: u64 = 3;
@@ -60,6 +62,12 @@ impl TicketKeys {
     /// Tickets of these keys that are good among listeners of the same scope only.
     pub fn scoped(self: &Arc<Self>, scope: impl Into<Box<[u8]>>) -> Arc<dyn ProducesTickets> {
         Arc::new(ScopedTickets { keys: Arc::clone(self), scope: scope.into() })
+    }
+
+    /// The same for listeners that look at certificates of clients. A ticket says whether its client was believed, and it is no
+    /// longer good than that may be taken for granted.
+    pub(super) fn of_clients(self: &Arc<Self>, scope: &[u8]) -> Arc<dyn ProducesTickets> {
+        Arc::new(ClientTickets(ScopedTickets { keys: Arc::clone(self), scope: scope.into() }))
     }
 
     fn new_at(period: Duration, origin: Instant) -> Arc<Self> {
@@ -207,6 +215,36 @@ impl ProducesTickets for ScopedTickets {
 
     fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
         self.keys.open(&self.scope, ticket, Instant::now())
+    }
+}
+
+/// Tickets that begin with the second since 1970 until which their client is believed; 0 for one that is not.
+#[derive(Debug)]
+struct ClientTickets(ScopedTickets);
+
+impl ProducesTickets for ClientTickets {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        self.0.lifetime()
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let until = introduction::with(|found| found.until)?.unwrap_or(0);
+        self.0.encrypt(&[&until.to_be_bytes()[..], plain].concat())
+    }
+
+    fn decrypt(&self, ticket: &[u8]) -> Option<Vec<u8>> {
+        let opened = self.0.decrypt(ticket)?;
+        let (until, plain) = take_number(&opened)?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+        if until != 0 && until <= now {
+            return None;
+        }
+        introduction::with(|found| found.until = Some(until).filter(|until| *until != 0))?;
+        Some(plain.to_vec())
     }
 }
 
