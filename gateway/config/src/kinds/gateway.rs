@@ -1,6 +1,8 @@
 //! What the schemas of Gateway and ReferenceGrant (Gateway API 1.6) forbid beyond types.
 
-use gateway_api::experimental::gateways::{GatewayListeners, GatewayListenersTlsMode, GatewaySpec};
+use gateway_api::experimental::gateways::{
+    GatewayListeners, GatewayListenersTlsMode, GatewaySpec, GatewayTlsFrontend,
+};
 use gateway_api::experimental::referencegrants::ReferenceGrantSpec;
 
 use super::check::Checks;
@@ -14,6 +16,40 @@ pub(super) fn check_gateway(spec: &GatewaySpec, checks: &mut Checks<'_>) {
     checks.count("spec.listeners", spec.listeners.len(), 64);
     for (i, listener) in spec.listeners.iter().enumerate() {
         check_listener(&format!("spec.listeners[{i}]"), listener, &spec.listeners[..i], checks);
+    }
+    if let Some(frontend) = spec.tls.as_ref().and_then(|tls| tls.frontend.as_ref()) {
+        check_frontend(frontend, checks);
+    }
+}
+
+fn check_frontend(frontend: &GatewayTlsFrontend, checks: &mut Checks<'_>) {
+    let mut check_refs = |at: &str, count: usize| {
+        let field = format!("{at}.caCertificateRefs");
+        if count == 0 {
+            checks.error(&field, reason::WRONG_COUNT, "at least one reference is needed", None);
+        }
+        checks.count(&field, count, 8);
+    };
+    if let Some(validation) = &frontend.default.validation {
+        check_refs("spec.tls.frontend.default.validation", validation.ca_certificate_refs.len());
+    }
+    let ports = frontend.per_port.as_deref().unwrap_or_default();
+    for (i, own) in ports.iter().enumerate() {
+        if let Some(validation) = &own.tls.validation {
+            check_refs(
+                &format!("spec.tls.frontend.perPort[{i}].tls.validation"),
+                validation.ca_certificate_refs.len(),
+            );
+        }
+    }
+    checks.count("spec.tls.frontend.perPort", ports.len(), 64);
+    for (i, own) in ports.iter().enumerate() {
+        let field = format!("spec.tls.frontend.perPort[{i}].port");
+        checks.port(format_args!("{field}"), i64::from(own.port));
+        if let Some(earlier) = ports[..i].iter().position(|other| other.port == own.port) {
+            let message = format!("spec.tls.frontend.perPort[{earlier}] already is for this port");
+            checks.error(&field, reason::CONFLICTING_FIELDS, message, Some("remove one of the two"));
+        }
     }
 }
 

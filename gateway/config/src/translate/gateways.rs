@@ -12,6 +12,7 @@ use gateway_api::experimental::gateways::{
 use imbl::OrdMap;
 
 use super::backends::{Reference, granted};
+use super::client_tls::{self, MIN_VERSION, Why};
 use super::{Notes, NotesOf, Objects};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
@@ -152,8 +153,9 @@ pub(crate) fn translate(objects: &Objects, notes: &mut NotesOf) -> Gateways {
         }
         let hosts = addresses(object, spec, note);
         let mut programmed = Vec::new();
+        let mut in_service = 0;
         for (at, listener) in spec.listeners.iter().enumerate().filter(|_| !hosts.is_empty()) {
-            let Some(translated) = one(object, spec, at, &hosts, objects, note) else { continue };
+            let Some((translated, standing)) = one(object, spec, at, &hosts, objects, note) else { continue };
             if let Some((reason, other)) = taken.claim(&translated, listener.port as u16, &hosts) {
                 let message = format!("port {} is taken by listener {other}", listener.port);
                 note.part(&listener.name, "Accepted", false, reason, message.clone());
@@ -166,13 +168,13 @@ pub(crate) fn translate(objects: &Objects, notes: &mut NotesOf) -> Gateways {
                 );
                 continue;
             }
-            note.part(&listener.name, "Accepted", true, "Accepted", "");
+            standing.note(&listener.name, note);
             note.part(&listener.name, "Conflicted", false, "NoConflicts", "");
-            note.part(&listener.name, "Programmed", true, "Programmed", "");
-            programmed.push(info(object, at, listener, &translated, note));
+            in_service += usize::from(standing.closed.is_none());
+            programmed.push(info(object, at, listener, &translated, &standing, note));
             gateways.listeners.insert(translated.key.clone(), translated);
         }
-        gateway_conditions(spec, &hosts, programmed.len(), note);
+        gateway_conditions(spec, &hosts, in_service, note);
         gateways.by_gateway.insert(own, programmed);
     }
     gateways
@@ -233,6 +235,7 @@ fn info(
     at: usize,
     listener: &GatewayListeners,
     translated: &ir::Listener,
+    standing: &Standing,
     note: &mut Notes,
 ) -> ListenerInfo {
     let allowed = listener.allowed_routes.as_ref();
@@ -249,7 +252,7 @@ fn info(
         port: listener.port as u16,
         hostname: translated.hostname.clone(),
         from,
-        kinds: route_kinds(object, at, listener, note),
+        kinds: route_kinds(object, at, listener, standing, note),
     }
 }
 
@@ -258,17 +261,17 @@ fn route_kinds(
     object: &Object,
     at: usize,
     listener: &GatewayListeners,
+    standing: &Standing,
     note: &mut Notes,
 ) -> Vec<&'static str> {
     const SERVED: [&str; 2] = ["HTTPRoute", "GRPCRoute"];
     let asked = listener.allowed_routes.as_ref().and_then(|a| a.kinds.as_ref()).filter(|k| !k.is_empty());
-    let Some(asked) = asked else {
-        note.part(&listener.name, "ResolvedRefs", true, "ResolvedRefs", "");
-        return SERVED.to_vec();
-    };
     let mut kinds = Vec::new();
-    let mut unknown = None;
-    for (index, k) in asked.iter().enumerate() {
+    let mut bad = standing.bad_refs.clone();
+    if asked.is_none() {
+        kinds.extend(SERVED);
+    }
+    for (index, k) in asked.into_iter().flatten().enumerate() {
         let group = k.group.as_deref().unwrap_or(GROUP);
         match SERVED.into_iter().find(|s| *s == k.kind && group == GROUP) {
             Some(served) => kinds.push(served),
@@ -277,13 +280,13 @@ fn route_kinds(
                 let field = format!("spec.listeners[{at}].allowedRoutes.kinds[{index}]");
                 let error = object.error("InvalidRouteKinds", &field, message.clone());
                 note.diagnostics.push(error.hint("HTTPRoute or GRPCRoute"));
-                unknown.get_or_insert(message);
+                bad.get_or_insert(("InvalidRouteKinds", message));
             }
         }
     }
-    match unknown {
+    match bad {
         None => note.part(&listener.name, "ResolvedRefs", true, "ResolvedRefs", ""),
-        Some(message) => note.part(&listener.name, "ResolvedRefs", false, "InvalidRouteKinds", message),
+        Some((reason, message)) => note.part(&listener.name, "ResolvedRefs", false, reason, message),
     }
     kinds
 }
@@ -329,7 +332,7 @@ fn one(
     hosts: &[IpAddr],
     objects: &Objects,
     note: &mut Notes,
-) -> Option<ir::Listener> {
+) -> Option<(ir::Listener, Standing)> {
     let listener = spec.listeners.get(at)?;
     let field = |rest: &str| format!("spec.listeners[{at}].{rest}");
     let https = match listener.protocol.as_str() {
@@ -345,16 +348,35 @@ fn one(
         }
     };
     let hostname = listener.hostname.as_deref().filter(|h| !h.is_empty()).map(hostname);
-    if https && asks_client_certificates(spec, listener.port) {
-        // Serving it without them would let in whom the certificates are to keep out.
-        let message = "client certificates are not checked yet";
-        note.part(&listener.name, "Accepted", false, "UnsupportedValue", message);
-        note.part(&listener.name, "Programmed", false, "Invalid", message);
-        let error = object.error("UnsupportedValue", "spec.tls.frontend", message);
-        note.diagnostics.push(error.hint("until then, a listener that asks for them is not opened"));
-        return None;
+    let clients = client_tls::translate(object, spec, at, objects, note);
+    let mut standing = Standing { bad_refs: clients.bad_refs, ..Standing::default() };
+    if let Some((reason, why)) = clients.refused {
+        standing.not_accepted = Some((reason, why.clone()));
+        standing.closed = Some(why);
     }
-    let tls = if https { Some(Arc::new(tls(object, at, listener, objects, note)?)) } else { None };
+    let tls = match https.then(|| certificates(object, at, listener, objects, note)) {
+        None => None,
+        Some(Ok(certificates)) => Some(certificates),
+        Some(Err(refused)) => {
+            let (not_accepted, bad_refs) = refused.parts();
+            standing.not_accepted = standing.not_accepted.or(not_accepted);
+            standing.bad_refs = standing.bad_refs.or(bad_refs);
+            standing.closed.get_or_insert(refused.message);
+            if clients.validation.is_none() {
+                standing.note_all(&listener.name, note);
+                return None;
+            }
+            // Its names must not fall to a listener that asks clients for less.
+            Some(Vec::new())
+        }
+    };
+    let tls = tls.map(|certificates| {
+        Arc::new(ir::ListenerTls {
+            certificates,
+            min_tls13: min_tls13(listener),
+            clients: clients.validation,
+        })
+    });
     let trusted_hops = match object.annotations.get(TRUSTED_HOPS).map(|v| v.parse()) {
         None => 0,
         Some(Ok(hops)) => hops,
@@ -370,7 +392,7 @@ fn one(
     let mut labels: Vec<(Arc<str>, Arc<str>)> =
         object.labels.iter().map(|(k, v)| (Arc::from(k.as_str()), Arc::from(v.as_str()))).collect();
     labels.push((format!("{GROUP}/gateway-name").into(), object.name.clone()));
-    Some(ir::Listener {
+    let translated = ir::Listener {
         key: ListenerKey {
             namespace: object.namespace.clone(),
             gateway: object.name.clone(),
@@ -379,19 +401,49 @@ fn one(
         addresses: hosts.iter().map(|ip| SocketAddr::new(*ip, listener.port as u16)).collect(),
         hostname,
         tls,
-        client: ir::ClientTrust { trusted_hops, ..ir::ClientTrust::default() },
+        client: ir::ClientTrust {
+            trusted_hops,
+            client_cert: clients.forward,
+            client_cert_details: clients.details,
+        },
         labels: labels.into(),
         guards: [].into(),
-    })
+    };
+    Some((translated, standing))
 }
 
-/// Whether clients of a port are to show certificates.
-fn asks_client_certificates(spec: &GatewaySpec, port: i32) -> bool {
-    let Some(frontend) = spec.tls.as_ref().and_then(|t| t.frontend.as_ref()) else { return false };
-    match frontend.per_port.iter().flatten().find(|p| p.port == port) {
-        Some(own) => own.tls.validation.is_some(),
-        None => frontend.default.validation.is_some(),
+/// How a listener stands that keeps its port and its names.
+#[derive(Default)]
+struct Standing {
+    not_accepted: Option<Why>,
+    bad_refs: Option<Why>,
+    /// Why it serves nobody.
+    closed: Option<String>,
+}
+
+impl Standing {
+    fn note(&self, listener: &str, note: &mut Notes) {
+        match &self.not_accepted {
+            None => note.part(listener, "Accepted", true, "Accepted", ""),
+            Some((reason, why)) => note.part(listener, "Accepted", false, reason, why),
+        }
+        match &self.closed {
+            None => note.part(listener, "Programmed", true, "Programmed", ""),
+            Some(why) => note.part(listener, "Programmed", false, "Invalid", why),
+        }
     }
+
+    fn note_all(&self, listener: &str, note: &mut Notes) {
+        self.note(listener, note);
+        if let Some((reason, why)) = &self.bad_refs {
+            note.part(listener, "ResolvedRefs", false, reason, why);
+        }
+    }
+}
+
+fn min_tls13(listener: &GatewayListeners) -> bool {
+    let options = listener.tls.as_ref().and_then(|tls| tls.options.as_ref());
+    options.and_then(|options| options.get(MIN_VERSION)).is_some_and(|version| version.trim() == "1.3")
 }
 
 /// A host name pattern; the document layer has checked it.
@@ -403,44 +455,49 @@ pub(crate) fn hostname(text: &str) -> Hostname {
     }
 }
 
-fn tls(
+/// Why the certificates of a listener cannot be had.
+struct Refused {
+    reason: &'static str,
+    message: String,
+}
+
+impl Refused {
+    /// What is not accepted, and what does not resolve.
+    fn parts(&self) -> (Option<Why>, Option<Why>) {
+        let why = Some((self.reason, self.message.clone()));
+        if self.reason == "UnsupportedProtocol" { (why, None) } else { (None, why) }
+    }
+}
+
+fn certificates(
     object: &Object,
     at: usize,
     listener: &GatewayListeners,
     objects: &Objects,
     note: &mut Notes,
-) -> Option<ir::ListenerTls> {
+) -> Result<Vec<Arc<ir::Certificate>>, Refused> {
     let field = |rest: &str| format!("spec.listeners[{at}].tls{rest}");
     let mut refuse = |reason: &'static str, place: String, message: String, hint: &str| {
-        match reason {
-            "UnsupportedProtocol" => note.part(&listener.name, "Accepted", false, reason, message.clone()),
-            _ => {
-                note.part(&listener.name, "Accepted", true, "Accepted", "");
-                note.part(&listener.name, "ResolvedRefs", false, reason, message.clone());
-            }
-        }
-        note.part(&listener.name, "Programmed", false, "Invalid", message.clone());
-        note.diagnostics.push(object.error(reason, &place, message).hint(hint));
+        note.diagnostics.push(object.error(reason, &place, message.clone()).hint(hint));
+        Err(Refused { reason, message })
     };
     let config = listener.tls.as_ref();
     if config.is_some_and(|t| t.mode == Some(GatewayListenersTlsMode::Passthrough)) {
-        refuse(
+        return refuse(
             "UnsupportedProtocol",
             field(".mode"),
             "Passthrough is not served yet".into(),
             "use mode Terminate",
         );
-        return None;
     }
     let refs = config.and_then(|t| t.certificate_refs.as_ref()).filter(|r| !r.is_empty());
     let Some(refs) = refs else {
-        refuse(
+        return refuse(
             "InvalidCertificateRef",
             field(""),
             "an HTTPS listener needs certificateRefs".into(),
             "name a Secret of type kubernetes.io/tls",
         );
-        return None;
     };
     let mut certificates = Vec::new();
     for (index, reference) in refs.iter().enumerate() {
@@ -449,13 +506,12 @@ fn tls(
         let group = reference.group.as_deref().unwrap_or("");
         let kind = reference.kind.as_deref().unwrap_or("Secret");
         if (group, kind) != ("", "Secret") {
-            refuse(
+            return refuse(
                 "InvalidCertificateRef",
                 place,
                 format!("a certificate cannot come from a {kind} of group \"{group}\""),
                 "name a Secret",
             );
-            return None;
         }
         let wanted = Reference {
             from_group: GROUP,
@@ -467,36 +523,34 @@ fn tls(
             name: &reference.name,
         };
         if !granted(objects, &wanted) {
-            refuse(
+            return refuse(
                 "RefNotPermitted",
                 place,
                 format!("Secret {namespace}/{} is in another namespace", reference.name),
                 &wanted.hint(),
             );
-            return None;
         }
         let Some(secret) = objects.get(Kind::Secret, namespace, &reference.name) else {
             let names = objects.names(Kind::Secret, namespace);
             let hint = did_you_mean_hint(&reference.name, names.iter().map(String::as_str))
                 .unwrap_or_else(|| "is its file among those that are read?".to_owned());
             let message = format!("there is no Secret {namespace}/{}", reference.name);
-            refuse("InvalidCertificateRef", format!("{place}.name"), message, &hint);
-            return None;
+            return refuse("InvalidCertificateRef", format!("{place}.name"), message, &hint);
         };
         match certificate(secret) {
             Ok(certificate) => certificates.push(Arc::new(certificate)),
             Err(why) => {
                 let message = format!("Secret {namespace}/{} {why}", reference.name);
-                refuse("InvalidCertificateRef", place, message, "it should be of type kubernetes.io/tls");
-                return None;
+                return refuse(
+                    "InvalidCertificateRef",
+                    place,
+                    message,
+                    "it should be of type kubernetes.io/tls",
+                );
             }
         }
     }
-    let min_tls13 = config
-        .and_then(|t| t.options.as_ref())
-        .and_then(|o| o.get("fieldgate.dev/min-tls-version"))
-        .is_some_and(|v| v == "1.3");
-    Some(ir::ListenerTls { certificates, min_tls13, clients: None })
+    Ok(certificates)
 }
 
 /// Only what can be told without parsing; the rest is found where TLS is set up.

@@ -10,6 +10,7 @@ mod attached;
 mod authentications;
 mod backend_traffic;
 mod backends;
+mod client_tls;
 mod destination_rules;
 mod filters;
 mod gateways;
@@ -151,7 +152,7 @@ impl Translator {
         let before = self.config.clone();
         let mut dirt = self.take_in(change);
         let mut all_routes = dirt.any(&[Kind::ReferenceGrant, Kind::Namespace]);
-        let gateways = dirt.any(&[Kind::Gateway, Kind::Secret, Kind::ReferenceGrant]);
+        let gateways = dirt.any(&[Kind::Gateway, Kind::Secret, Kind::ConfigMap, Kind::ReferenceGrant]);
         if gateways {
             all_routes |= self.redo_gateways();
         }

@@ -148,8 +148,18 @@ fn a_listener_that_should_ask_for_certificates_is_not_opened_without() {
     let text = gateway("{name: tls, protocol: HTTPS, port: 443, tls: {certificateRefs: [{name: ok}]}}");
     let asking = text.replace("listeners:", frontend);
     assert_eq!(listeners(&[&text, &secret("ok")]).len(), 1);
-    assert_eq!(listeners(&[&asking, &secret("ok")]), NO_LINES);
-    assert_eq!(problems(&[&asking, &secret("ok")]), ["UnsupportedValue spec.tls.frontend"]);
+    // It keeps its names, for another listener that takes them may ask for less; but it has no authority to believe.
+    assert_eq!(listeners(&[&asking, &secret("ok")]).len(), 1);
+    let place = "spec.tls.frontend.default.validation.caCertificateRefs[0]";
+    assert_eq!(problems(&[&asking, &secret("ok")]), [format!("InvalidCACertificateRef {place}")]);
+    let found = conditions(&[&asking, &secret("ok")], "Gateway", "edge");
+    for condition in [
+        "tls/Accepted=false NoValidCACertificate",
+        "tls/ResolvedRefs=false InvalidCACertificateRef",
+        "tls/Programmed=false Invalid",
+    ] {
+        assert!(found.contains(&condition.to_owned()), "{condition}: {found:?}");
+    }
 }
 
 #[test]
