@@ -5,8 +5,10 @@
 //! follow. Nothing here runs on a worker, and no request ever waits for anything here.
 
 mod change;
+mod clients;
 mod dns;
 mod drains;
+mod expiry;
 mod policies;
 mod problems;
 mod sockets;
@@ -43,13 +45,18 @@ pub use change::{Answer, Change, Changed, Refused, What, Why};
 use dns::DnsPools;
 use drains::Drains;
 pub use drains::{DrainOrder, DrainedEndpoint, PoolName, no_such_pool, read_drained, write_drained};
+pub use expiry::Expiry;
 use problems::Problems;
 use sockets::{Sockets, Tell};
+pub use tls::Configs as TlsConfigs;
 pub use view::{ChangeCounts, ListenerView, View};
 
 /// How long new DNS names may hold back the configuration that needs them. Without it a pool would be published empty and
 /// answer 503 for as long as its first lookup takes.
 const DNS_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked at what expires soon.
+const EXPIRY_PERIOD: Duration = Duration::from_hours(1);
 
 /// Listening sockets with the addresses as configured.
 pub type NamedSockets = Vec<(SocketAddr, TcpListener)>;
@@ -205,6 +212,7 @@ pub struct Control {
     dns: DnsPools,
     resolver: Resolver,
     patience_until: Option<Instant>,
+    look_at_expiries: Instant,
     checks: Checks,
     drains: Drains,
     sockets: Sockets,
@@ -262,6 +270,7 @@ impl Control {
             dns: DnsPools::default(),
             resolver,
             patience_until: None,
+            look_at_expiries: Instant::now() + EXPIRY_PERIOD,
             checks: Checks::default(),
             drains: Drains::new(inherited.drained),
             sockets: Sockets::new(workers, inherited.sockets, tell),
@@ -315,7 +324,10 @@ impl Control {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        [self.patience_until, self.sockets.retry_at()].into_iter().flatten().min()
+        [self.patience_until, self.sockets.retry_at(), Some(self.look_at_expiries)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn on_event(&mut self, event: Event) {
@@ -339,6 +351,10 @@ impl Control {
         }
         if self.sockets.retry_at().is_some_and(|at| at <= now) {
             self.sockets.retry();
+            self.report();
+        }
+        if self.look_at_expiries <= now {
+            self.look_at_expiries = now + EXPIRY_PERIOD;
             self.report();
         }
     }
@@ -439,7 +455,7 @@ impl Control {
         let from_compile = rejections.clone().map(|Rejection { object, field, message }| {
             (Severity::Error, format!("error: {object}: {field}: {message}"))
         });
-        let from_tls = self.tls.findings();
+        let from_tls = self.tls.findings(SystemTime::now());
         let from_upstream_tls = self.upstream_tls.findings();
         let from_sockets = self.sockets.failures().map(|(_, why)| (Severity::Error, why.to_owned()));
         self.problems.update(
@@ -457,6 +473,7 @@ impl Control {
             diagnostics: documents.cloned().collect(),
             rejections: rejections.cloned().collect(),
             refused_certificates: self.tls.refused().into_iter().collect(),
+            expiries: self.tls.expiries(),
             listeners: listeners.collect(),
             changes: self.changes,
             verdicts: self.checks.verdicts(),

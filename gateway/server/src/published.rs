@@ -8,9 +8,11 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
 use fieldgate_core::guard::Guard;
-use fieldgate_core::ir::ListenerKey;
+use fieldgate_core::ir::{ClientCertDetails, ClientValidation, ListenerKey};
 use fieldgate_plugins::authz::Authorizer;
+use fieldgate_wire::tls::Patterns;
 use rustc_hash::FxHashMap;
+use rustls::ServerConfig;
 use tokio::sync::Notify;
 
 use crate::overload::Overload;
@@ -26,7 +28,7 @@ pub struct Published {
     /// Guards of rules and listeners, by [`GuardRef::id`](fieldgate_core::ir::GuardRef).
     pub guards: FxHashMap<u64, Arc<dyn Guard>>,
     /// TLS per bound address, or why it cannot be served.
-    pub tls: FxHashMap<SocketAddr, Result<Arc<rustls::ServerConfig>, String>>,
+    pub tls: FxHashMap<SocketAddr, Result<ServedTls, String>>,
     /// Where requests are logged.
     pub access_log: Option<Arc<AccessLog>>,
 }
@@ -42,6 +44,27 @@ impl Published {
             access_log,
         }
     }
+}
+
+/// TLS of an address.
+#[derive(Clone)]
+pub enum ServedTls {
+    /// The same for whatever name a client asks for.
+    Same(Arc<ServerConfig>),
+    /// By the name, since listeners ask clients for other certificates, or only some for any.
+    ByName(Arc<Patterns<Arc<ClientTerms>>>),
+}
+
+/// What a listener asks of clients.
+pub struct ClientTerms {
+    /// Whose terms they are.
+    pub listener: ListenerKey,
+    /// What a certificate is held against; `None` asks for none.
+    pub clients: Option<Arc<ClientValidation>>,
+    /// What backends are told of it.
+    pub details: ClientCertDetails,
+    /// `None`: nobody can be judged, so nobody is let in.
+    pub config: Option<Arc<ServerConfig>>,
 }
 
 /// What the requests of a listener have to pass before a route is looked for, in this order.

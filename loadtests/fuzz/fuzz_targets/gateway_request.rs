@@ -4,7 +4,7 @@
 #![no_main]
 
 use fieldgate::worker::fuzzing::{
-    Received, http2_request, prepare_request, request, stream, trailers, write_request,
+    ClientCert, Received, http2_request, prepare_request, request, stream, trailers, write_request,
 };
 use fieldgate_core::Method;
 use fieldgate_fuzz::input::Input;
@@ -44,7 +44,7 @@ fn check(mut received: Received, hops: u32) {
     if head.method == Method::Connect {
         return;
     }
-    prepare_request(&mut received.head, [192, 0, 2, 7].into(), hops, || 7);
+    prepare_request(&mut received.head, [192, 0, 2, 7].into(), hops, ClientCert::default(), || 7);
     let head = &received.head;
     assert!(head.headers.get_all("x-forwarded-for").last().is_some_and(|v| v.ends_with(b"192.0.2.7")));
     assert!(head.headers.get("x-request-id").is_some());

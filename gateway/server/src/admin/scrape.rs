@@ -18,6 +18,9 @@ const MAX_RULES: usize = 5_000;
 /// Pools that are shown.
 const MAX_POOLS: usize = 5_000;
 
+/// Places and kinds of what expires that are shown.
+const MAX_EXPIRIES: usize = 10_000;
+
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
 const KINDS: [&str; 9] = [
     "AuthorizationPolicy",
@@ -35,6 +38,7 @@ const KINDS: [&str; 9] = [
 pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: u64) {
     config(out, view);
     rejected(out, view);
+    expiries(out, view);
     changes(out, view);
     splits(out, snapshot);
     pools(out, snapshot, now_ms);
@@ -48,6 +52,21 @@ fn config(out: &mut String, view: &View) {
     let loaded = view.loaded.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let help = "When the configuration in force was published, in seconds since 1970.";
     Family::begin(out, "fieldgate_config_published_timestamp_seconds", "gauge", help).sample(&[], loaded);
+}
+
+/// The first to expire stands for all of one place and kind.
+fn expiries(out: &mut String, view: &View) {
+    let mut first: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for expiry in &view.expiries {
+        let at = first.entry((&expiry.origin, expiry.kind)).or_insert(expiry.at);
+        *at = expiry.at.min(*at);
+    }
+    let help =
+        "When what is used for TLS expires, in seconds since 1970, by where it is from and what it is.";
+    let mut family = Family::begin(out, "fieldgate_certificate_expiry_timestamp_seconds", "gauge", help);
+    for ((origin, kind), at) in first.into_iter().take(MAX_EXPIRIES) {
+        family.sample(&[("origin", origin), ("kind", kind)], at as f64);
+    }
 }
 
 fn changes(out: &mut String, view: &View) {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use fieldgate_core::Snapshot;
 use fieldgate_core::snapshot::{CompiledRule, Rejection};
 use serde_json::{Value, json};
 
 use super::{is_draining, is_failing};
-use crate::control::{AdminState, DrainedEndpoint};
+use crate::control::{AdminState, DrainedEndpoint, Expiry};
 use crate::telemetry::{backend_name, route_of};
 use crate::worker::WorkerReport;
 
@@ -33,6 +33,7 @@ pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
         "pools": snapshot.config.pools.len(),
         "policies": snapshot.config.policies.len(),
         "listeners": listeners(state),
+        "certificates": certificates(&view.expiries, SystemTime::now()),
         "drained": drained(&view.drained, snapshot),
         "rejected": rejections(&view.rejections),
         "diagnostics": view.diagnostics,
@@ -48,6 +49,14 @@ fn drained(drained: &[DrainedEndpoint], snapshot: &Snapshot) -> Vec<Value> {
     let row =
         |of: &DrainedEndpoint| json!({"pool": of.0.to_string(), "address": of.1, "in_pool": is_there(of)});
     drained.iter().map(row).collect()
+}
+
+/// What is used for TLS and expires, the first to do so first.
+fn certificates(expiries: &[Expiry], now: SystemTime) -> Vec<Value> {
+    let mut sorted: Vec<_> = expiries.iter().collect();
+    sorted.sort_by_key(|expiry| expiry.at);
+    let row = |of: &Expiry| json!({"origin": &*of.origin, "kind": of.kind, "subject": of.subject, "expires": of.at, "days": of.days(now)});
+    sorted.into_iter().map(row).collect()
 }
 
 /// Objects that could not be compiled.

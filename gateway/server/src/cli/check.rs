@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use fieldgate_config::diagnostic::Severity;
@@ -13,6 +14,7 @@ use fieldgate_core::snapshot::Rejection;
 use serde_json::json;
 
 use super::{locality, table};
+use crate::control::TlsConfigs;
 use crate::source::Source;
 
 /// Say everything that is wrong with a configuration, without serving it.
@@ -48,6 +50,8 @@ pub(super) struct Checked {
     pub(super) snapshot: Snapshot,
     pub(super) diagnostics: Vec<Diagnostic>,
     pub(super) statuses: Vec<ObjectStatus>,
+    /// What came up when TLS was set up.
+    pub(super) tls: Vec<(Severity, String)>,
 }
 
 impl Checked {
@@ -60,13 +64,17 @@ impl Checked {
         diagnostics.extend(outcome.diagnostics);
         diagnostics.sort_by(Diagnostic::by_place);
         let snapshot = Snapshot::compile(None, outcome.config, &Touched::All, 1);
-        Ok(Self { snapshot, diagnostics, statuses: configuration.statuses() })
+        let mut configs = TlsConfigs::default();
+        configs.reconcile(&snapshot);
+        let tls = configs.findings(SystemTime::now()).collect();
+        Ok(Self { snapshot, diagnostics, statuses: configuration.statuses(), tls })
     }
 
     /// How many errors there are.
     pub(super) fn errors(&self) -> usize {
         let errors = self.diagnostics.iter().filter(|d| d.severity == Severity::Error).count();
-        errors + self.snapshot.rejections.len()
+        let tls = self.tls.iter().filter(|(severity, _)| *severity == Severity::Error).count();
+        errors + tls + self.snapshot.rejections.len()
     }
 
     fn text(&self) -> String {
@@ -76,6 +84,9 @@ impl Checked {
         }
         for rejection in &self.snapshot.rejections {
             out.push_str(&format!("error: {}\n\n", rejection_text(rejection)));
+        }
+        for (_, finding) in &self.tls {
+            out.push_str(&format!("{finding}\n\n"));
         }
         let rows = status_rows(&self.statuses);
         if rows.len() > 1 {
@@ -88,7 +99,7 @@ impl Checked {
 
     fn verdict(&self) -> String {
         let (errors, warnings) = (self.errors(), self.diagnostics.len() + self.snapshot.rejections.len());
-        let warnings = warnings - errors;
+        let warnings = warnings + self.tls.len() - errors;
         let config = &self.snapshot.config;
         format!(
             "{} listeners, {} routes, {} pools, {} policies: {}, {}\n",
@@ -109,6 +120,7 @@ impl Checked {
             "errors": self.errors(),
             "diagnostics": self.diagnostics,
             "rejected": rejections.collect::<Vec<_>>(),
+            "tls": self.tls.iter().map(|(_, finding)| finding).collect::<Vec<_>>(),
             "objects": self.statuses,
         })
     }

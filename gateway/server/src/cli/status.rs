@@ -50,6 +50,7 @@ fn text(status: &Value, splits: &Value, pools: &Value) -> String {
         rows.push(row(&[&names.join(", "), string(&l["address"]), state]));
     }
     section(&mut out, rows);
+    section(&mut out, certificate_rows(status));
     section(&mut out, split_rows(splits));
     section(&mut out, pool_rows(pools));
     out.push_str(&pool_notes(pools));
@@ -62,6 +63,20 @@ fn text(status: &Value, splits: &Value, pools: &Value) -> String {
         out.push_str(&diagnostic(d));
     }
     out
+}
+
+/// What expires, the first to do so first.
+fn certificate_rows(status: &Value) -> Vec<Vec<String>> {
+    let mut rows = vec![row(&["CERTIFICATE", "KIND", "SUBJECT", "EXPIRES"])];
+    for c in list(&status["certificates"]) {
+        let expires = match c["days"].as_i64().unwrap_or(0) {
+            days @ ..0 => format!("{} days ago", -days),
+            days => format!("in {days} days"),
+        };
+        let kind = string(&c["kind"]).replace('_', " ");
+        rows.push(row(&[string(&c["origin"]), &kind, string(&c["subject"]), &expires]));
+    }
+    rows
 }
 
 /// As the log has it, without the line of the file.
@@ -251,6 +266,9 @@ mod tests {
             "version": "1", "ready": true, "draining": false, "uptime_seconds": 5, "workers": 2, "generation": 3,
             "connections": 4, "requests_in_flight": 1, "routes": 1, "pools": 1, "policies": 0,
             "listeners": [{"address": "0.0.0.0:80", "listeners": ["a/b/c"], "error": null, "tls_error": "no certificate"}],
+            "certificates": [
+                {"origin": "Secret a/tls", "kind": "certificate", "subject": "CN=a", "expires": 1, "days": -3},
+                {"origin": "ConfigMap a/ca", "kind": "revocation_list", "subject": "CN=ca", "expires": 2, "days": 12}],
             "rejected": [{"object": "HTTPRoute a/b", "field": "rules[0]", "message": "bad"}],
             "diagnostics": [{"severity": "error", "message": "m", "hint": "h", "field": "spec.x", "last_good_in_use": true,
                 "object": {"kind": "K", "namespace": "a", "name": "b"},
@@ -267,6 +285,10 @@ fieldgate 1  ready  up 5 s  2 workers  generation 3
 
 LISTENER  ADDRESS     STATE
 a/b/c     0.0.0.0:80  no certificate
+
+CERTIFICATE     KIND             SUBJECT  EXPIRES
+Secret a/tls    certificate      CN=a     3 days ago
+ConfigMap a/ca  revocation list  CN=ca    in 12 days
 
 SPLIT     BACKEND     WEIGHT  DESIRED  ACHIEVED  REQUESTS
 a/shop#0  Pool a/vms  90      90.00 %  89.99 %   900

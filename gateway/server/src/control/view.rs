@@ -8,7 +8,7 @@ use fieldgate_config::Diagnostic;
 use fieldgate_core::ir::ListenerKey;
 use fieldgate_core::snapshot::Rejection;
 
-use super::DrainedEndpoint;
+use super::{DrainedEndpoint, Expiry};
 use crate::health::Verdicts;
 
 /// The state of the configuration.
@@ -23,6 +23,8 @@ pub struct View {
     pub rejections: Vec<Rejection>,
     /// Certificates that cannot be used, by where they come from.
     pub refused_certificates: Vec<Arc<str>>,
+    /// Certificates, authorities and revocation lists in use, with the time when each expires.
+    pub expiries: Vec<Expiry>,
     /// One per address.
     pub listeners: Vec<ListenerView>,
     /// Changes of objects that the admin server was asked for.
@@ -69,6 +71,7 @@ impl Default for View {
             diagnostics: Vec::new(),
             rejections: Vec::new(),
             refused_certificates: Vec::new(),
+            expiries: Vec::new(),
             listeners: Vec::new(),
             changes: ChangeCounts::default(),
             verdicts: Verdicts::default(),

@@ -35,7 +35,7 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 
 const UNKNOWN: &str = "unknown";
 
-const COUNTERS: [(&str, &str); 17] = [
+const COUNTERS: [(&str, &str); 19] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
@@ -49,6 +49,14 @@ const COUNTERS: [(&str, &str); 17] = [
     ("fieldgate_mirror_requests_total", "Copies of requests for mirrors, by rule, pool and outcome."),
     ("fieldgate_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
     ("fieldgate_authz_total", "Requests that matched an authorization policy, by policy and action."),
+    (
+        "fieldgate_client_certificates_refused_total",
+        "Certificates of clients that were not believed, by listener and reason.",
+    ),
+    (
+        "fieldgate_client_certificates_verified_total",
+        "Connections whose client proved who it is, by listener.",
+    ),
     (
         "fieldgate_connections_refused_total",
         "Connections broken off as soon as they were accepted, by reason.",

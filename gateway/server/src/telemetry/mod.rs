@@ -4,6 +4,7 @@
 //! [`access_log::AccessLog`]. Nothing here decides anything about a request, and nothing here makes a worker wait.
 
 pub mod access_log;
+mod clients;
 pub mod exposition;
 mod metrics;
 mod mirrors;

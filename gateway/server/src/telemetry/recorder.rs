@@ -1,13 +1,16 @@
 //! A worker's metrics: plain cells, found by a small key and poured into the shared series once a second.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use fieldgate_core::ir::{ListenerKey, Mirror, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
+use fieldgate_wire::tls::Refusal as Refused;
 use metrics::{Counter, Gauge};
 use rustc_hash::FxHashMap;
 
+use super::clients::Clients;
 use super::metrics::{IstioLabels, IstioSeries, Telemetry};
 use super::mirrors::MirrorCounts;
 use super::outcome::{Outcome, STAGES};
@@ -31,6 +34,7 @@ pub struct Recorder {
     /// By address, as with [`CellKey`].
     mirrors: RefCell<FxHashMap<usize, Rc<MirrorCounts>>>,
     refusals: Refusals,
+    clients: Clients,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -88,6 +92,7 @@ impl Recorder {
             authz: RefCell::default(),
             mirrors: RefCell::default(),
             refusals: Refusals::new(telemetry),
+            clients: Clients::default(),
         }
     }
 
@@ -151,6 +156,16 @@ impl Recorder {
         self.refusals.shortage();
     }
 
+    /// Counts a client's certificate that was not believed, and says so. `went_on`: it was let in without an identity.
+    pub fn client_refused(&self, listener: &ListenerKey, peer: SocketAddr, why: &Refused, went_on: bool) {
+        self.clients.refused(&self.telemetry, listener, peer, why, went_on);
+    }
+
+    /// Counts a client that proved who it is.
+    pub fn client_verified(&self, listener: &ListenerKey) {
+        self.clients.verified(&self.telemetry, listener);
+    }
+
     /// Counts a request that matched a policy.
     pub fn authz(&self, policy: &ObjectKey, action: PolicyAction, dry_run: bool) {
         let key = (address(Some(&policy.namespace)), address(Some(&policy.name)), action, dry_run);
@@ -180,6 +195,7 @@ impl Recorder {
         self.authz.borrow_mut().retain(|_, cell| cell.flush() < IDLE_FLUSHES);
         self.mirrors.borrow_mut().retain(|_, counts| MirrorCounts::flush(counts) < IDLE_FLUSHES);
         self.refusals.flush();
+        self.clients.flush();
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {

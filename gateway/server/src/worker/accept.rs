@@ -15,12 +15,12 @@ use fieldgate_wire::io::{Io, Stream};
 use fieldgate_wire::staged::Staged;
 use fieldgate_wire::tls::{self, Alpn, HandshakeInfo};
 use futures_util::FutureExt;
-use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
-use super::{Connection, Worker, h1, h2, shed};
+use super::{Connection, Worker, h1, h2, mutual, shed};
 use crate::overload::{Permit, Place, Pressure, Refusal, out_of_files};
+use crate::published::ServedTls;
 
 /// Longest TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -118,7 +118,8 @@ fn start(worker: &Rc<Worker>, place: &Rc<Place>, bound: SocketAddr, tcp: TcpStre
     // A socket of one address has that one; the kernel need not be asked.
     let local = if bound.ip().is_unspecified() { tcp.local_addr() } else { Ok(bound) };
     let Ok(local) = local else { return };
-    let info = Connection { bound, peer, local, tls: config.is_some(), sni: None, identity: None };
+    let info =
+        Connection { bound, peer, local, tls: config.is_some(), sni: None, identity: None, proof: None };
     let served = match config {
         None => plain(worker.clone(), Rc::new(info), Stream::new(Io::Tcp(tcp), peer, local)),
         Some(config) => {
@@ -141,7 +142,7 @@ fn start(worker: &Rc<Worker>, place: &Rc<Place>, bound: SocketAddr, tcp: TcpStre
     });
 }
 
-type Terms = (Option<Arc<CompiledListener>>, Option<Arc<ServerConfig>>);
+type Terms = (Option<Arc<CompiledListener>>, Option<ServedTls>);
 
 /// What holds for connections to an address as of now: whose they are, and their TLS.
 fn terms(worker: &Worker, bound: SocketAddr) -> Option<Terms> {
@@ -212,7 +213,7 @@ impl Drop for UnderWay<'_> {
 
 /// Carries out a handshake such that all of them together compute once in each turn of the event loop: what they take is
 /// a part of the worker's time then, however many there are, and requests are served in between.
-async fn in_turn<F: Future>(worker: &Worker, handshake: F) -> F::Output {
+pub(super) async fn in_turn<F: Future>(worker: &Worker, handshake: F) -> F::Output {
     let mut handshake = pin!(handshake);
     loop {
         let turn = worker.handshake_turn.acquire().await;
@@ -243,16 +244,27 @@ async fn woken() {
 
 async fn handshake(
     worker: Rc<Worker>,
-    config: Arc<ServerConfig>,
+    config: ServedTls,
     ahead: PooledBuf,
     tcp: TcpStream,
     mut info: Connection,
 ) -> Option<Opened> {
-    let accept = tls::accept(config, Staged::new(tcp, ahead));
+    let tcp = Staged::new(tcp, ahead);
     let under_way = UnderWay::begin(&worker);
     let crowded = worker.handshakes.get() > HANDSHAKES / 2;
     let bound = if crowded { HANDSHAKE_IN_A_CROWD } else { HANDSHAKE };
-    let io = tokio::time::timeout(bound, in_turn(&worker, accept)).await.ok()?.ok()?;
+    let io = match config {
+        ServedTls::Same(config) => {
+            let accept = tls::accept(config, tcp);
+            tokio::time::timeout(bound, in_turn(&worker, accept)).await.ok()?.ok()?
+        }
+        ServedTls::ByName(terms) => {
+            let done = Box::pin(mutual::handshake(&worker, &terms, tcp, &info, bound)).await?;
+            info.identity = done.identity;
+            info.proof = Some(Box::new(mutual::Proof { terms: done.terms, element: done.element }));
+            done.io
+        }
+    };
     drop(under_way);
     let agreed = HandshakeInfo::of(&io)?;
     info.sni = agreed.sni.map(String::from);

@@ -2,26 +2,63 @@
 
 use std::net::IpAddr;
 
+use fieldgate_core::ir::ForwardedClientCert;
 use fieldgate_core::{HeaderId, Headers, Method, RequestHead, ResponseHead, Version};
 use fieldgate_wire::h1::BodyKind;
 
 use super::local::write_status;
 use super::side::{fill_headers, header_map, write_field};
 
+/// What becomes of `x-forwarded-client-cert`.
+#[derive(Clone, Copy, Default)]
+pub struct ClientCert<'a> {
+    /// How it is treated.
+    pub mode: ForwardedClientCert,
+    /// The element of ours, of a client that has proved who it is.
+    pub own: Option<&'a [u8]>,
+}
+
+impl ClientCert<'_> {
+    /// Whether what the client sent stays.
+    fn stays(self) -> bool {
+        match self.mode {
+            ForwardedClientCert::Sanitize | ForwardedClientCert::SanitizeSet => false,
+            ForwardedClientCert::ForwardOnly | ForwardedClientCert::AppendForward => self.own.is_some(),
+            ForwardedClientCert::AlwaysForwardOnly => true,
+        }
+    }
+
+    /// What is added.
+    fn added(&self) -> Option<&[u8]> {
+        let adds = matches!(self.mode, ForwardedClientCert::AppendForward | ForwardedClientCert::SanitizeSet);
+        self.own.filter(|_| adds)
+    }
+}
+
 /// Makes a client's head fit to be forwarded (RFC 9110 section 7.6; forwarded fields as Envoy writes them).
-pub fn prepare_request(head: &mut RequestHead, peer: IpAddr, trusted_hops: u32, random: impl FnMut() -> u64) {
+pub fn prepare_request(
+    head: &mut RequestHead,
+    peer: IpAddr,
+    trusted_hops: u32,
+    client_cert: ClientCert<'_>,
+    random: impl FnMut() -> u64,
+) {
     let te_trailers = head
         .headers
         .get_id(HeaderId::Te)
         .is_some_and(|te| te.split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers")));
     let trusted = trusted_hops > 0;
     remove_hop_by_hop(&mut head.headers, |id, name| match id {
-        HeaderId::Te | HeaderId::XForwardedClientCert => true,
+        HeaderId::Te => true,
+        HeaderId::XForwardedClientCert => !client_cert.stays(),
         HeaderId::XForwardedProto | HeaderId::XRequestId => !trusted,
         _ => super::h1::is_internal(id, name),
     });
     if te_trailers && head.version >= Version::Http2 {
         head.headers.push_known(HeaderId::Te, "te", b"trailers");
+    }
+    if let Some(own) = client_cert.added() {
+        head.headers.append_list(HeaderId::XForwardedClientCert, "x-forwarded-client-cert", own);
     }
     let mut text = AddressText { bytes: [0; 46], len: 0 };
     head.headers.append_list(HeaderId::XForwardedFor, "x-forwarded-for", text.of(peer));
@@ -280,7 +317,7 @@ mod tests {
         for (n, v) in fields {
             head.headers.push(n.as_bytes(), v.as_bytes());
         }
-        prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, || 1);
+        prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, ClientCert::default(), || 1);
         head
     }
 

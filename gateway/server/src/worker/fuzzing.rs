@@ -7,8 +7,8 @@ use fieldgate_wire::h1::{BodyKind, Malformed};
 
 use super::exchange::Request;
 pub use super::forward::{
-    connection_option, http2_request, http2_response, prepare_request, prepare_response, read_http2_response,
-    write_request, write_response,
+    ClientCert, connection_option, http2_request, http2_response, prepare_request, prepare_response,
+    read_http2_response, write_request, write_response,
 };
 use super::{Connection, h1, h2, side};
 
@@ -48,7 +48,8 @@ pub fn trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
 
 /// The client's address, as the configured number of trusted proxies wrote it.
 pub fn client(peer: SocketAddr, forwarded_for: Option<&[u8]>, trusted_hops: u32) -> IpAddr {
-    let connection = Connection { bound: peer, peer, local: peer, tls: false, sni: None, identity: None };
+    let connection =
+        Connection { bound: peer, peer, local: peer, tls: false, sni: None, identity: None, proof: None };
     connection.client(forwarded_for, trusted_hops)
 }
 

@@ -5,7 +5,8 @@ use fieldgate_wire::h1::Malformed;
 
 pub use super::exchange::Request;
 pub use super::forward::{
-    http2_request, http2_response, prepare_request, prepare_response, write_request, write_response,
+    ClientCert, http2_request, http2_response, prepare_request, prepare_response, write_request,
+    write_response,
 };
 use super::{h1, h2};
 

@@ -17,6 +17,7 @@ mod h1;
 mod h2;
 mod local;
 mod mirror;
+mod mutual;
 mod replay;
 mod shed;
 mod side;
@@ -247,6 +248,8 @@ pub(crate) struct Connection {
     pub sni: Option<String>,
     /// Who the client has proved to be.
     pub identity: Option<Arc<PeerIdentity>>,
+    /// How it was asked to, where listeners ask.
+    pub proof: Option<Box<mutual::Proof>>,
 }
 
 impl Worker {

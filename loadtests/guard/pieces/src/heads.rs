@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 
 use fieldgate::worker::guarded::{
-    Request, http2_request, http2_response, prepare_request, prepare_response, read_http1, read_http2,
-    write_request, write_response,
+    ClientCert, Request, http2_request, http2_response, prepare_request, prepare_response, read_http1,
+    read_http2, write_request, write_response,
 };
 use fieldgate_core::{RequestHead, ResponseHead, path};
 use fieldgate_wire::h1::{BodyKind, HeadLimits, parse_response};
@@ -112,7 +112,7 @@ fn prepare(measure: &mut Measure<'_>) {
         random
     };
     measure("prepare/request", &mut || {
-        prepare_request(&mut request, black_box(CLIENT), 0, &mut draw);
+        prepare_request(&mut request, black_box(CLIENT), 0, ClientCert::default(), &mut draw);
         // It would be appended to; the other fields are replaced.
         request.headers.remove("x-forwarded-for");
     });

@@ -18,7 +18,7 @@ use fieldgate_plugins::cors;
 use super::{Decision, Forward, Log, Rare, Request, STREAM_IDLE, Walk, admit};
 use crate::published::Published;
 use crate::worker::local::Answer;
-use crate::worker::{Connection, Worker, forward, mirror};
+use crate::worker::{Connection, Worker, forward, mirror, mutual};
 
 /// A stream that may be idle for ever is given up after this.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
@@ -73,9 +73,16 @@ fn listener_of<'p>(
         && table.listener_for(sni).is_some_and(|by_sni| !Arc::ptr_eq(by_sni, listener))
     {
         // The handshake was for another listener: its certificates and policies were another's (RFC 9110 section 15.5.20).
-        return Err(Answer::new(421, "misdirected_request", "-", "misdirected request\n"));
+        return Err(misdirected());
+    }
+    if !mutual::admits(conn, listener) {
+        return Err(misdirected());
     }
     Ok(listener)
+}
+
+fn misdirected() -> Answer {
+    Answer::new(421, "misdirected_request", "-", "misdirected request\n")
 }
 
 fn not_found() -> Answer {
@@ -112,7 +119,11 @@ fn decide_or_stop<'p>(
         let entry = listener.route(&request.head).ok_or_else(not_found)?;
         log.entry = Some(entry);
         let peer = conn.peer.ip().to_canonical();
-        forward::prepare_request(&mut request.head, peer, trusted_hops, || worker.random());
+        let client_cert = forward::ClientCert {
+            mode: listener.ir.client.client_cert,
+            own: conn.proof.as_ref().and_then(|proof| proof.element.as_deref()),
+        };
+        forward::prepare_request(&mut request.head, peer, trusted_hops, client_cert, || worker.random());
         entry
     };
     let rule = &entry.rule;
