@@ -20,6 +20,7 @@ use fieldgate_core::ir::HealthCheck;
 use fieldgate_core::snapshot::Snapshot;
 use tokio::sync::Semaphore;
 
+use crate::upstream_tls::{Client, PoolClients};
 use probe::Version;
 use watch::{Check, Subject};
 
@@ -45,12 +46,15 @@ pub struct Checks {
 struct Wanted {
     settings: Arc<HealthCheck>,
     version: Version,
+    transport: Option<Arc<Client>>,
     subjects: Vec<Subject>,
 }
 
 impl Wanted {
-    fn is_for(&self, settings: &Arc<HealthCheck>, version: Version) -> bool {
-        self.version == version && (Arc::ptr_eq(&self.settings, settings) || self.settings == *settings)
+    fn is_for(&self, settings: &Arc<HealthCheck>, version: Version, transport: Option<&Arc<Client>>) -> bool {
+        self.version == version
+            && self.transport.as_ref().map(Arc::as_ptr) == transport.map(Arc::as_ptr)
+            && (Arc::ptr_eq(&self.settings, settings) || self.settings == *settings)
     }
 }
 
@@ -72,17 +76,24 @@ impl Checks {
             for want in list {
                 watched.extend(want.subjects.iter().map(|subject| Arc::as_ptr(&subject.state)));
                 let known = before.get(&address).into_iter().flatten();
-                let check = match known.clone().find(|c| want.is_for(&c.settings, c.version)) {
-                    Some(check) => {
-                        check.follow(want.subjects);
-                        Arc::clone(check)
-                    }
-                    None => {
-                        let check = Arc::new(Check::new(address, want.settings, want.version, want.subjects));
-                        started.push(Arc::clone(&check));
-                        check
-                    }
-                };
+                let check =
+                    match known.clone().find(|c| want.is_for(&c.settings, c.version, c.transport.as_ref())) {
+                        Some(check) => {
+                            check.follow(want.subjects);
+                            Arc::clone(check)
+                        }
+                        None => {
+                            let check = Arc::new(Check::new(
+                                address,
+                                want.settings,
+                                want.version,
+                                want.transport,
+                                want.subjects,
+                            ));
+                            started.push(Arc::clone(&check));
+                            check
+                        }
+                    };
                 now.entry(address).or_default().push(check);
             }
         }
@@ -131,19 +142,22 @@ fn wanted(snapshot: &Snapshot) -> HashMap<SocketAddr, Vec<Wanted>> {
     let mut wanted: HashMap<SocketAddr, Vec<Wanted>> = HashMap::new();
     for pool in snapshot.pools() {
         let Some(settings) = &pool.ir.health else { continue };
-        let version = Version::of(settings, pool.ir.protocol);
+        let clients = pool.transport.get::<PoolClients>().filter(|_| settings.tls.is_none());
         for endpoint in &pool.endpoints {
+            let transport = clients.and_then(|clients| clients.of(endpoint.address()));
+            let version = Version::of(settings, pool.ir.protocol, transport.is_some());
             let subject = Subject {
                 pool: pool.ir.key.clone(),
                 state: Arc::clone(&endpoint.state),
                 ends_ejections: pool.ir.outlier.as_ref().is_some_and(|outlier| outlier.check_ends_ejection),
             };
             let list = wanted.entry(endpoint.address()).or_default();
-            match list.iter_mut().find(|want| want.is_for(settings, version)) {
+            match list.iter_mut().find(|want| want.is_for(settings, version, transport)) {
                 Some(want) => want.subjects.push(subject),
                 None => {
                     let settings = Arc::clone(settings);
-                    list.push(Wanted { settings, version, subjects: vec![subject] });
+                    let transport = transport.cloned();
+                    list.push(Wanted { settings, version, transport, subjects: vec![subject] });
                 }
             }
         }

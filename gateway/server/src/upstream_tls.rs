@@ -95,6 +95,23 @@ impl Client {
         Ok(if http1 { &ready.http1 } else { &ready.any })
     }
 
+    /// The configuration for a check that speaks one of these protocols; nothing: none that matters.
+    pub fn configuration_for_check(&self, speaks: Option<&[&[u8]]>) -> Result<Arc<ClientConfig>, String> {
+        let any = &self.ready.as_ref().map_err(Clone::clone)?.any;
+        let Some(speaks) = speaks else { return Ok(Arc::clone(any)) };
+        let fits = |name: &[u8]| match Self::chosen(Some(name)) {
+            Chosen::Http1 => speaks.contains(&b"http/1.1".as_slice()),
+            Chosen::Http2 => speaks.contains(&b"h2".as_slice()),
+            Chosen::Nothing => true,
+        };
+        let mut config = ClientConfig::clone(any);
+        config.alpn_protocols.retain(|name| fits(name));
+        if config.alpn_protocols.is_empty() {
+            config.alpn_protocols = speaks.iter().map(|name| name.to_vec()).collect();
+        }
+        Ok(Arc::new(config))
+    }
+
     /// The name to ask for on behalf of a request for this host. Where that is no name at all, the endpoint's address is
     /// what the certificate has to be for.
     pub fn server_name(&self, host: Option<&str>, address: IpAddr) -> ServerName<'static> {

@@ -7,13 +7,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fieldgate_core::head::split_port;
 use fieldgate_core::ir::{HealthCheck, HealthKind, HealthTls, Protocol};
-use fieldgate_wire::tls::{ClientTls, Verification, server_name};
+use fieldgate_wire::tls::{ClientTls, Verification, describe, server_name};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
+
+use crate::upstream_tls::{Chosen, Client};
 
 #[cfg(fuzzing)]
 pub(super) use http::final_status;
@@ -34,12 +37,12 @@ pub(super) enum Version {
 }
 
 impl Version {
-    /// Of a pool's check.
-    pub(super) fn of(check: &HealthCheck, protocol: Protocol) -> Self {
+    /// Of a pool's check; `tls`: the endpoint is connected to by TLS.
+    pub(super) fn of(check: &HealthCheck, protocol: Protocol, tls: bool) -> Self {
         match (&check.kind, protocol) {
             (HealthKind::Tcp, _) => Self::One,
             (HealthKind::Grpc { .. }, _) | (HealthKind::Http { .. }, Protocol::Http2) => Self::Two,
-            (HealthKind::Http { .. }, Protocol::Auto) if check.tls.is_some() => Self::Either,
+            (HealthKind::Http { .. }, Protocol::Auto) if tls || check.tls.is_some() => Self::Either,
             (HealthKind::Http { .. }, Protocol::Http1 | Protocol::Auto) => Self::One,
         }
     }
@@ -86,12 +89,18 @@ struct Opened {
 }
 
 impl Probe {
-    /// `address` is the endpoint's.
-    pub(super) fn new(address: SocketAddr, settings: Arc<HealthCheck>, version: Version) -> Self {
+    /// `address` is the endpoint's; `transport` its TLS, used where the check has none of its own.
+    pub(super) fn new(
+        address: SocketAddr,
+        settings: Arc<HealthCheck>,
+        version: Version,
+        transport: Option<&Client>,
+    ) -> Self {
         let target = SocketAddr::new(address.ip(), settings.port.unwrap_or(address.port()));
         let http = !matches!(settings.kind, HealthKind::Tcp);
         let alpn = if http { version.alpn() } else { &[] };
-        let tls = settings.tls.as_deref().map(|tls| client(tls, address, alpn));
+        let own = settings.tls.as_deref().map(|tls| client(tls, address, alpn));
+        let tls = own.or_else(|| Some(of_pool(transport?, &settings, address, http.then_some(alpn))));
         Self { target, settings, version, tls }
     }
 
@@ -141,8 +150,11 @@ impl Probe {
         let stream = connector
             .connect(name.clone(), tcp)
             .await
-            .map_err(|error| format!("the TLS handshake failed: {error}"))?;
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            .map_err(|error| format!("the TLS handshake failed: {}", describe(&error)))?;
+        let chosen = Client::chosen(stream.get_ref().1.alpn_protocol());
+        // An endpoint without ALPN is asked as requests are sent to it.
+        let unsaid = chosen == Chosen::Nothing && self.settings.tls.is_none();
+        let http2 = chosen == Chosen::Http2 || unsaid && self.version == Version::Two;
         if self.version == Version::Two && !http2 {
             return Err("the endpoint does not agree on HTTP/2 in the TLS handshake (ALPN h2)".to_owned());
         }
@@ -157,6 +169,23 @@ fn client(tls: &HealthTls, address: SocketAddr, alpn: &[&[u8]]) -> Result<Tls, S
         Some(name) => server_name(name).map_err(|error| error.to_string())?,
         None => ServerName::from(address.ip()),
     };
+    Ok(Tls { connector: TlsConnector::from(config), name })
+}
+
+/// TLS of the pool, as requests have it.
+fn of_pool(
+    transport: &Client,
+    settings: &HealthCheck,
+    address: SocketAddr,
+    alpn: Option<&[&[u8]]>,
+) -> Result<Tls, String> {
+    let host = match &settings.kind {
+        HealthKind::Tcp => None,
+        HealthKind::Http { host, .. } => host.as_deref(),
+        HealthKind::Grpc { authority, .. } => authority.as_deref(),
+    };
+    let config = transport.configuration_for_check(alpn)?;
+    let name = transport.server_name(host.map(|host| split_port(host).0), address.ip());
     Ok(Tls { connector: TlsConnector::from(config), name })
 }
 

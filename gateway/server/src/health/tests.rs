@@ -254,7 +254,7 @@ fn first_checks_are_spread_by_their_number() {
 #[test]
 fn checks_that_ask_the_same_are_equal_whatever_the_pool_speaks() {
     let of = |kind: &HealthKind, protocol| {
-        Version::of(&HealthCheck { kind: kind.clone(), ..HealthCheck::default() }, protocol)
+        Version::of(&HealthCheck { kind: kind.clone(), ..HealthCheck::default() }, protocol, false)
     };
     let grpc = HealthKind::Grpc { service: "".into(), authority: None };
     for protocol in [Protocol::Http1, Protocol::Http2, Protocol::Auto] {

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::probe::{Probe, Seen, Version};
 use super::{Verdict, random_up_to};
+use crate::upstream_tls::Client;
 
 /// An endpoint of a pool that hears of the verdict.
 pub(super) struct Subject {
@@ -27,6 +28,8 @@ pub(super) struct Subject {
 pub(super) struct Check {
     pub(super) settings: Arc<HealthCheck>,
     pub(super) version: Version,
+    /// TLS of the pools, where the check has none of its own.
+    pub(super) transport: Option<Arc<Client>>,
     address: SocketAddr,
     inner: Mutex<Inner>,
 }
@@ -46,6 +49,7 @@ impl Check {
         address: SocketAddr,
         settings: Arc<HealthCheck>,
         version: Version,
+        transport: Option<Arc<Client>>,
         subjects: Vec<Subject>,
     ) -> Self {
         let inner = Inner {
@@ -56,7 +60,7 @@ impl Check {
             failure: None,
             task: None,
         };
-        Self { settings, version, address, inner: Mutex::new(inner) }
+        Self { settings, version, transport, address, inner: Mutex::new(inner) }
     }
 
     /// Begins to ask after a pause.
@@ -145,7 +149,8 @@ impl Check {
 }
 
 async fn run(check: Arc<Check>, permits: Arc<Semaphore>, delay: Duration) {
-    let probe = Probe::new(check.address, Arc::clone(&check.settings), check.version);
+    let probe =
+        Probe::new(check.address, Arc::clone(&check.settings), check.version, check.transport.as_deref());
     tokio::time::sleep(delay).await;
     loop {
         let result = {

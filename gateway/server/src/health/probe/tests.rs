@@ -37,8 +37,8 @@ fn check_of(kind: HealthKind) -> HealthCheck {
 }
 
 async fn probe(address: SocketAddr, check: &HealthCheck, protocol: Protocol) -> Result<Seen, String> {
-    let version = Version::of(check, protocol);
-    Probe::new(address, Arc::new(check.clone()), version).ask().await
+    let version = Version::of(check, protocol, false);
+    Probe::new(address, Arc::new(check.clone()), version, None).ask().await
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
