@@ -1,24 +1,35 @@
 //! Istio's AuthorizationPolicy: who may ask for what.
 //!
-//! Decides as the RBAC filters do that istiod makes of the same policies: first AUDIT, which only reports, then DENY, which
-//! refuses what matches, then ALLOW, which refuses what matches nothing, if there is an ALLOW policy at all. Dry-run
-//! policies are evaluated beside the enforced ones of their action and change nothing. Among the rules that match, the
-//! first by Envoy's policy id (`ns[..]-policy[..]-rule[..]`, compared as text) is reported, as in Envoy.
+//! Decides as the RBAC filters do that istiod makes of the same policies: first CUSTOM, for which a provider is asked, then
+//! AUDIT, which only reports, then DENY, which refuses what matches, then ALLOW, which refuses what matches nothing, if
+//! there is an ALLOW policy at all. Dry-run policies are evaluated beside the enforced ones of their action and change
+//! nothing. Among the rules that match, the first by Envoy's policy id (`ns[..]-policy[..]-rule[..]`, compared as text) is
+//! reported, as in Envoy.
 //!
 //! Everything is prepared in advance; a decision allocates nothing (except for a rule about cookies over
-//! HTTP/2, where they come in pieces).
-//! Selectors and targets are resolved before: an [`Authorizer`] has the policies of one listener.
+//! HTTP/2, where they come in pieces, and for CEL expressions).
+//! Selectors and targets are resolved before: an [`Authorizer`] has the policies of one listener. Nobody is asked here.
 
+mod address;
+mod connection;
+mod decision;
+mod group;
+mod index;
+mod peer;
 mod rule;
 mod text;
+mod token;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use fieldgate_core::RequestHead;
-use fieldgate_core::ir::{self, ConnectionFacts, PolicyAction};
+use fieldgate_core::identity::Metadata;
+use fieldgate_core::ir::{self, ConnectionFacts, GuardRef, PolicyAction};
 
-use rule::{Facts, Group};
+pub use connection::ConnectionAuthorizer;
+pub use decision::{Considered, Decision, DryRun, FILTER, RuleInfo, details};
+use group::{Group, RuleRef};
+use rule::Facts;
 
 /// The status of a refusal.
 pub const DENIED_STATUS: u16 = 403;
@@ -29,100 +40,71 @@ pub const DENIED_BODY: &str = "RBAC: access denied";
 #[derive(Debug, Default)]
 pub struct Authorizer {
     rules: Vec<RuleInfo>,
+    providers: Vec<Provider>,
     audit: Group,
     deny: Group,
     allow: Group,
     deny_dry_run: Option<Group>,
     allow_dry_run: Option<Group>,
+    custom_dry_run: Group,
+    audit_dry_run: Group,
     /// Whether some enforced policy is ALLOW, even one without rules.
     must_allow: bool,
 }
 
-/// A rule of a policy, as reports name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RuleInfo {
-    /// The policy.
-    pub policy: ir::ObjectKey,
-    /// What the policy does.
-    pub action: PolicyAction,
-    /// Whether it is only evaluated.
-    pub dry_run: bool,
-    /// The place of the rule in the policy.
-    pub index: usize,
-    /// Envoy's policy id: `ns[default]-policy[only-get]-rule[0]`.
-    pub id: Box<str>,
+/// Somebody who is asked about the requests that CUSTOM policies match.
+#[derive(Debug)]
+pub struct Provider {
+    /// Who; `None` is nobody, who refuses.
+    pub guard: Option<Arc<GuardRef>>,
+    group: Group,
 }
 
-/// The place of a rule in [`Authorizer::rules`].
-#[derive(Clone, Copy, Debug)]
-struct RuleRef(u32);
-
-/// What the policies say about a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Decision<'a> {
-    /// Whether it may pass.
-    pub allowed: bool,
-    /// The rule that refused or allowed it; `None` if no rule matched.
-    pub matched: Option<&'a RuleInfo>,
-    /// The AUDIT rule that matched.
-    pub audit: Option<&'a RuleInfo>,
-    /// What the dry-run DENY policies would have decided; `None` if there are none.
-    pub dry_run_deny: Option<DryRun<'a>>,
-    /// What the dry-run ALLOW policies would have decided; `None` if there are none, or the request was refused before.
-    pub dry_run_allow: Option<DryRun<'a>>,
-}
-
-/// What policies that are not enforced would have decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DryRun<'a> {
-    /// Whether the request would pass.
-    pub allowed: bool,
-    /// The rule that matched.
-    pub matched: Option<&'a RuleInfo>,
-}
-
-impl<'a> Decision<'a> {
-    /// Envoy's response code details of a refusal: which rule refused, or that none allowed.
-    pub fn details(&self) -> Cow<'static, str> {
-        match self.matched {
-            Some(rule) => Cow::Owned(format!("rbac_access_denied_matched_policy[{}]", rule.id)),
-            None => Cow::Borrowed("rbac_access_denied_matched_policy[none]"),
-        }
-    }
-
-    /// All rules that matched, enforced or not, for counting.
-    pub fn matches(&self) -> impl Iterator<Item = &'a RuleInfo> {
-        let dry_run = |d: Option<DryRun<'a>>| d.and_then(|d| d.matched);
-        [self.audit, dry_run(self.dry_run_deny), dry_run(self.dry_run_allow), self.matched]
-            .into_iter()
-            .flatten()
-    }
-}
+/// A policy with its rules as they are to be read; one that is `None` is left out, and its place stays.
+type Read<'a> = (&'a ir::Policy, Vec<Option<ir::PolicyRule>>);
 
 impl Authorizer {
     /// Prepares policies. Their order means nothing.
     ///
     /// What cannot be evaluated (a template that Istio would refuse, a value that is not of its key's type) makes its
-    /// rule fail closed: in DENY and AUDIT it matches every request, in ALLOW none.
+    /// rule fail closed: in ALLOW it matches no request, in all others every request.
     pub fn compile(policies: &[Arc<ir::Policy>]) -> Self {
-        let mut rules: Vec<(RuleInfo, &ir::PolicyRule)> = policies.iter().flat_map(|p| rules_of(p)).collect();
-        rules.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-        let group = |action: PolicyAction, dry_run: bool| {
-            let here = |info: &RuleInfo| info.action == action && info.dry_run == dry_run;
-            let members = rules.iter().enumerate().filter(|(_, (info, _))| here(info));
-            Group::new(action, members.map(|(at, (_, rule))| (RuleRef(at as u32), *rule)))
+        Self::of_rules(policies.iter().map(|p| (&**p, p.rules.iter().cloned().map(Some).collect())).collect())
+    }
+
+    fn of_rules(policies: Vec<Read<'_>>) -> Self {
+        let mut rules: Vec<_> = policies.iter().flat_map(rules_of).collect();
+        rules.sort_by(|a, b| a.info.id.cmp(&b.info.id));
+        let group = |action: PolicyAction, here: &dyn Fn(&Named<'_>) -> bool| {
+            let members =
+                rules.iter().enumerate().filter(|(_, named)| named.info.action == action && here(named));
+            Group::new(action, members.map(|(at, named)| (RuleRef(at as u32), named.rule)))
         };
+        let enforced = |action| group(action, &|named| !named.info.dry_run);
+        let dry_run = |action| group(action, &|named| named.info.dry_run);
         let is_there = |action: PolicyAction, dry_run: bool| {
-            policies.iter().any(|p| p.action == action && p.dry_run == dry_run)
+            policies.iter().any(|(policy, _)| policy.action == action && policy.dry_run == dry_run)
         };
+        let custom =
+            policies.iter().filter(|(policy, _)| policy.action == PolicyAction::Custom && !policy.dry_run);
+        let mut guards: Vec<_> = custom.map(|(policy, _)| policy.provider.clone()).collect();
+        guards.sort_by(|a, b| key(a.as_ref()).cmp(&key(b.as_ref())));
+        guards.dedup();
+        let providers = guards.into_iter().map(|guard| {
+            let group = group(PolicyAction::Custom, &|named| !named.info.dry_run && *named.provider == guard);
+            Provider { guard, group }
+        });
         Self {
-            audit: group(PolicyAction::Audit, false),
-            deny: group(PolicyAction::Deny, false),
-            allow: group(PolicyAction::Allow, false),
-            deny_dry_run: is_there(PolicyAction::Deny, true).then(|| group(PolicyAction::Deny, true)),
-            allow_dry_run: is_there(PolicyAction::Allow, true).then(|| group(PolicyAction::Allow, true)),
+            providers: providers.collect(),
+            audit: enforced(PolicyAction::Audit),
+            deny: enforced(PolicyAction::Deny),
+            allow: enforced(PolicyAction::Allow),
+            deny_dry_run: is_there(PolicyAction::Deny, true).then(|| dry_run(PolicyAction::Deny)),
+            allow_dry_run: is_there(PolicyAction::Allow, true).then(|| dry_run(PolicyAction::Allow)),
+            custom_dry_run: dry_run(PolicyAction::Custom),
+            audit_dry_run: dry_run(PolicyAction::Audit),
             must_allow: is_there(PolicyAction::Allow, false),
-            rules: rules.into_iter().map(|(info, _)| info).collect(),
+            rules: rules.into_iter().map(|named| named.info).collect(),
         }
     }
 
@@ -134,44 +116,108 @@ impl Authorizer {
             && self.allow_dry_run.is_none()
     }
 
-    /// Decides about a request.
-    pub fn decide(&self, head: &RequestHead, facts: &ConnectionFacts) -> Decision<'_> {
+    /// Who has to be asked before [`Authorizer::decide`], in the order of their names, each about what it matches.
+    pub fn providers(&self) -> &[Provider] {
+        &self.providers
+    }
+
+    /// The CUSTOM rule for which one of the [`Authorizer::providers`] has to be asked about a request.
+    pub fn asks(
+        &self,
+        provider: &Provider,
+        head: &RequestHead,
+        facts: &ConnectionFacts,
+        metadata: &Metadata,
+    ) -> Option<&RuleInfo> {
+        let matched = provider.group.first_match(&Facts::new(head, facts, metadata));
+        matched.map(|at| &self.rules[at.0 as usize])
+    }
+
+    /// Decides about a request, but for what providers of CUSTOM policies say.
+    pub fn decide(&self, head: &RequestHead, facts: &ConnectionFacts, metadata: &Metadata) -> Decision<'_> {
         if self.is_empty() {
             return Decision { allowed: true, ..Decision::default() };
         }
-        let facts = Facts::new(head, facts);
+        let facts = Facts::new(head, facts, metadata);
         let first = |group: &Group| group.first_match(&facts).map(|at| &self.rules[at.0 as usize]);
         let audit = first(&self.audit);
+        let (dry_run_custom, dry_run_audit) = (first(&self.custom_dry_run), first(&self.audit_dry_run));
         let dry_run_deny = self.deny_dry_run.as_ref().map(|group| {
             let matched = first(group);
             DryRun { allowed: matched.is_none(), matched }
         });
         let denied = first(&self.deny);
+        let so_far = Decision {
+            allowed: false,
+            matched: denied,
+            audit,
+            dry_run_deny,
+            dry_run_allow: None,
+            dry_run_custom,
+            dry_run_audit,
+        };
         if denied.is_some() {
-            return Decision { allowed: false, matched: denied, audit, dry_run_deny, dry_run_allow: None };
+            return so_far;
         }
         let dry_run_allow = self.allow_dry_run.as_ref().map(|group| {
             let matched = first(group);
             DryRun { allowed: matched.is_some(), matched }
         });
         let matched = first(&self.allow);
-        Decision {
-            allowed: matched.is_some() || !self.must_allow,
-            matched,
-            audit,
-            dry_run_deny,
-            dry_run_allow,
-        }
+        Decision { allowed: matched.is_some() || !self.must_allow, matched, dry_run_allow, ..so_far }
+    }
+
+    /// Every rule, in the order in which they are asked: for people, not for requests.
+    pub fn consider(
+        &self,
+        head: &RequestHead,
+        facts: &ConnectionFacts,
+        metadata: &Metadata,
+    ) -> Vec<Considered<'_>> {
+        let facts = Facts::new(head, facts, metadata);
+        let custom = self.providers.iter().map(|provider| (&provider.group, provider.guard.as_ref()));
+        let others = [
+            Some(&self.custom_dry_run),
+            Some(&self.audit),
+            Some(&self.audit_dry_run),
+            Some(&self.deny),
+            self.deny_dry_run.as_ref(),
+            Some(&self.allow),
+            self.allow_dry_run.as_ref(),
+        ];
+        let groups = custom.chain(others.into_iter().flatten().map(|group| (group, None)));
+        let considered = groups.flat_map(|(group, provider)| {
+            group.consider(&facts).map(move |(at, misses)| (at, provider, misses))
+        });
+        considered
+            .map(|(at, provider, misses)| Considered { rule: &self.rules[at.0 as usize], provider, misses })
+            .collect()
     }
 }
 
-fn rules_of(policy: &ir::Policy) -> impl Iterator<Item = (RuleInfo, &ir::PolicyRule)> {
-    policy.rules.iter().enumerate().map(|(index, rule)| {
+/// A rule with what it is called and whom it has asked.
+struct Named<'a> {
+    info: RuleInfo,
+    rule: &'a ir::PolicyRule,
+    provider: &'a Option<Arc<GuardRef>>,
+}
+
+fn rules_of<'a>((policy, rules): &'a Read<'a>) -> impl Iterator<Item = Named<'a>> {
+    rules.iter().enumerate().filter_map(|(index, rule)| {
         let ir::ObjectKey { namespace, name, .. } = &policy.key;
-        let id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]").into();
+        let mut id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]");
+        if policy.action == PolicyAction::Custom {
+            let provider = policy.provider.as_ref().map(|guard| format!("{}-", guard.key.name));
+            id.insert_str(0, &format!("istio-ext-authz-{}", provider.unwrap_or_default()));
+        }
         let (action, dry_run) = (policy.action, policy.dry_run);
-        (RuleInfo { policy: policy.key.clone(), action, dry_run, index, id }, rule)
+        let info = RuleInfo { policy: policy.key.clone(), action, dry_run, index, id: id.into() };
+        Some(Named { info, rule: rule.as_ref()?, provider: &policy.provider })
     })
+}
+
+fn key(guard: Option<&Arc<GuardRef>>) -> Option<&ir::ObjectKey> {
+    guard.map(|guard| &guard.key)
 }
 
 #[cfg(test)]

@@ -68,6 +68,11 @@ impl Configuration {
     /// [`Configuration::apply`] on, which may be of no files.
     pub fn set_workload(&mut self, workload: Option<Workload>) {
         self.translator.set_workload(workload);
+    /// The same, of a gateway whose trust domain has these names.
+    #[must_use]
+    pub fn in_trust_domains(mut self, own: translate::TrustDomains) -> Self {
+        self.translator.set_trust_domains(own);
+        self
     }
 
     /// Takes changed files in.
@@ -127,13 +132,7 @@ impl Configuration {
                 .filter(|l| everywhere || l.namespace == key.namespace)
                 .cloned()
                 .collect();
-            let policy = ir::Policy {
-                key: key.clone(),
-                action: ir::PolicyAction::Deny,
-                dry_run: false,
-                listeners,
-                rules: vec![ir::PolicyRule::default()],
-            };
+            let policy = ir::Policy::closed(key.clone(), listeners);
             config.policies.insert(key.clone(), std::sync::Arc::new(policy));
         }
     }

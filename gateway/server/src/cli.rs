@@ -10,6 +10,7 @@ mod overload;
 mod run;
 mod status;
 mod top;
+mod trust_domain;
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
+use fieldgate_config::translate::TrustDomains;
 use fieldgate_config::{Configuration, Diagnostic, Outcome};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, Locality, ObjectKey, Touched};
@@ -248,6 +249,8 @@ pub struct Parts {
     pub resolver: Resolver,
     /// Where this gateway stands.
     pub locality: Option<Locality>,
+    /// What its trust domain is called.
+    pub trust_domains: TrustDomains,
     /// Where objects go that no file describes yet; `None` if there is no directory.
     pub directory: Option<PathBuf>,
 }
@@ -255,13 +258,13 @@ pub struct Parts {
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
-        let Parts { shared, workers, tell, inherited, resolver, locality, directory } = parts;
+        let Parts { shared, workers, tell, inherited, resolver, locality, trust_domains, directory } = parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
         Self {
             shared,
             view: Arc::default(),
-            configuration: Configuration::of_gateway_at(locality),
+            configuration: Configuration::of_gateway_at(locality).in_trust_domains(trust_domains),
             base: Config::default(),
             touched: Some(Touched::All),
             document_diagnostics: Vec::new(),

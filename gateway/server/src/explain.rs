@@ -218,7 +218,7 @@ fn authorize(listener: &CompiledListener, question: &Question, local: SocketAddr
         sni: question.head.https.then(|| question.head.host()),
         identity: None,
     };
-    let decision = authorizer.decide(&question.head, &facts);
+    let decision = authorizer.decide(&question.head, &facts, &fieldgate_core::identity::Metadata::default());
     let name = |rule: &RuleInfo| {
         format!("rule {} of AuthorizationPolicy {}/{}", rule.index, rule.policy.namespace, rule.policy.name)
     };

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use fieldgate_config::translate::TrustDomains;
 use fieldgate_core::ir::Locality;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
@@ -57,6 +58,8 @@ pub struct RunOptions {
     pub workers: Option<usize>,
     /// Where this gateway stands.
     pub locality: Option<Locality>,
+    /// What the trust domain is called that it belongs to.
+    pub trust_domains: TrustDomains,
     /// How long requests in flight may take to finish at the end.
     pub drain_time: Duration,
     /// Holds the process id while the process serves.
@@ -80,6 +83,7 @@ impl Default for RunOptions {
             admin: None,
             workers: None,
             locality: None,
+            trust_domains: TrustDomains::default(),
             drain_time: Duration::from_secs(30),
             pid_file: None,
             upgrade: false,
@@ -235,6 +239,7 @@ impl Start {
             inherited: takeover.as_mut().map(Takeover::take).unwrap_or_default(),
             resolver: resolver(&control),
             locality: options.locality.clone(),
+            trust_domains: options.trust_domains.clone(),
             directory: options.config.iter().find(|path| path.is_dir()).cloned(),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());

@@ -79,6 +79,8 @@ pub struct ListenerPolicy {
 pub enum Step {
     /// A guard.
     Guard(Arc<dyn Guard>),
+    /// CUSTOM authorization policies: what the provider at this place among those of the authorizer is asked about.
+    Custom(Arc<Authorizer>, usize),
     /// Authorization policies.
     Authorize(Arc<Authorizer>),
 }

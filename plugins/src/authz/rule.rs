@@ -1,29 +1,36 @@
-//! Rules of one action, prepared, and the facts that they are matched against.
+//! One rule of a policy, prepared, and the facts that it is matched against.
 
 use std::net::IpAddr;
 
-use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, PolicyAction, StringMatch};
+use fieldgate_core::identity::{Metadata, PeerIdentity, Token};
+use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, StringMatch};
 use fieldgate_core::{HeaderId, RequestHead, Version};
 use ipnet::IpNet;
-use rustc_hash::FxHashMap;
 
 use super::RuleRef;
 use super::text::{Invalid, Star, Text};
 use fieldgate_core::AddressSet;
+use super::address::AddressSet;
+use super::peer::Peers;
+use super::text::{Invalid, Star, Text, texts};
+use super::token::{Bearers, Claim, Dynamic};
 
 /// What a request is matched on.
+#[derive(Clone, Copy)]
 pub struct Facts<'a> {
-    head: &'a RequestHead,
+    pub head: &'a RequestHead,
     peer: IpAddr,
     client: IpAddr,
     local: IpAddr,
     port: u16,
     server_name: &'a [u8],
+    pub peer_identity: Option<&'a PeerIdentity>,
+    pub metadata: &'a Metadata,
 }
 
 impl<'a> Facts<'a> {
     /// A mapped IPv4 address is an IPv4 address; a missing server name is an empty one (as in Envoy).
-    pub fn new(head: &'a RequestHead, facts: &ConnectionFacts<'a>) -> Self {
+    pub fn new(head: &'a RequestHead, facts: &ConnectionFacts<'a>, metadata: &'a Metadata) -> Self {
         Self {
             head,
             peer: facts.peer.to_canonical(),
@@ -31,152 +38,78 @@ impl<'a> Facts<'a> {
             local: facts.local.ip().to_canonical(),
             port: facts.local.port(),
             server_name: facts.sni.unwrap_or_default().as_bytes(),
+            peer_identity: facts.identity,
+            metadata,
         }
-    }
-}
-
-/// The rules of one action in the order of their ids. Those that cannot match without some host or some path are found
-/// by it, whichever is shared by fewer rules; so a request is matched against few rules, however many there are.
-#[derive(Debug, Default)]
-pub struct Group {
-    rules: Vec<(RuleRef, Rule)>,
-    by_host: Index,
-    by_path: Index,
-    /// Places in `rules` of all others, ascending.
-    other: Vec<u32>,
-}
-
-impl Group {
-    /// Prepares rules, given in the order of their ids.
-    pub fn new<'a>(action: PolicyAction, rules: impl Iterator<Item = (RuleRef, &'a ir::PolicyRule)>) -> Self {
-        let compiled = rules.filter_map(|(name, rule)| match Rule::new(rule) {
-            Ok(rule) => Some((name, rule)),
-            // Fails closed.
-            Err(Invalid) => (action != PolicyAction::Allow).then(|| (name, Rule::default())),
-        });
-        let mut group = Self { rules: compiled.collect(), ..Self::default() };
-        (group.by_host, group.by_path, group.other) = index(&group.rules);
-        group
-    }
-
-    /// The first rule that matches.
-    pub fn first_match(&self, facts: &Facts) -> Option<RuleRef> {
-        if self.rules.is_empty() {
-            return None;
-        }
-        let by_host = self.by_host.find(facts.head.authority.as_bytes());
-        let by_path = self.by_path.find(facts.head.path().as_bytes());
-        let lists = by_host.chain(by_path).chain([&*self.other]);
-        let first = lists.filter_map(|places| self.first_of(places, facts)).min()?;
-        Some(self.rules[first as usize].0)
-    }
-
-    fn first_of(&self, places: &[u32], facts: &Facts) -> Option<u32> {
-        places.iter().copied().find(|at| self.rules[*at as usize].1.matches(facts))
-    }
-}
-
-/// Where each rule is found: by a host, by a path, or always.
-fn index(rules: &[(RuleRef, Rule)]) -> (Index, Index, Vec<u32>) {
-    let needed = |field: fn(&Operation) -> &Vec<Text>| -> Vec<Option<Vec<&Text>>> {
-        rules.iter().map(|(_, rule)| rule.needs(field)).collect()
-    };
-    let (hosts, paths) = (needed(|o| &o.hosts), needed(|o| &o.paths));
-    let (shared_hosts, shared_paths) = (sharing(&hosts), sharing(&paths));
-    let (mut by_host, mut by_path, mut other) = (Index::default(), Index::default(), Vec::new());
-    for (at, (hosts, paths)) in hosts.iter().zip(&paths).enumerate() {
-        let at = at as u32;
-        match (hosts, paths) {
-            (Some(hosts), Some(paths)) if shared_hosts(hosts) < shared_paths(paths) => {
-                by_host.insert(hosts, at);
-            }
-            (_, Some(paths)) => by_path.insert(paths, at),
-            (Some(hosts), None) => by_host.insert(hosts, at),
-            (None, None) => other.push(at),
-        }
-    }
-    (by_host, by_path, other)
-}
-
-/// How many rules need the texts that one rule needs.
-fn sharing<'a>(needed: &[Option<Vec<&'a Text>>]) -> impl Fn(&[&'a Text]) -> usize + use<'a> {
-    let mut rules: FxHashMap<&[u8], usize> = FxHashMap::default();
-    for text in needed.iter().flatten().flatten() {
-        *rules.entry(text.literal()).or_default() += 1;
-    }
-    move |texts| texts.iter().map(|text| rules[text.literal()]).sum()
-}
-
-/// Places of rules, ascending, by a text of which they need one.
-#[derive(Debug, Default)]
-struct Index {
-    exact: FxHashMap<Box<[u8]>, Vec<u32>>,
-    prefix: FxHashMap<Box<[u8]>, Vec<u32>>,
-    suffix: FxHashMap<Box<[u8]>, Vec<u32>>,
-    /// The lengths that occur in `prefix` and `suffix`, ascending.
-    prefix_lengths: Vec<usize>,
-    suffix_lengths: Vec<usize>,
-}
-
-impl Index {
-    fn insert(&mut self, texts: &[&Text], at: u32) {
-        for text in texts {
-            let (map, lengths) = match text {
-                Text::Prefix(_) => (&mut self.prefix, Some(&mut self.prefix_lengths)),
-                Text::Suffix(_) => (&mut self.suffix, Some(&mut self.suffix_lengths)),
-                _ => (&mut self.exact, None),
-            };
-            let places = map.entry(text.literal().into()).or_default();
-            if places.last() != Some(&at) {
-                places.push(at);
-            }
-            if let Some(lengths) = lengths
-                && let Err(place) = lengths.binary_search(&text.literal().len())
-            {
-                lengths.insert(place, text.literal().len());
-            }
-        }
-    }
-
-    /// The lists of all texts that fit a value.
-    fn find<'a>(&'a self, value: &'a [u8]) -> impl Iterator<Item = &'a [u32]> {
-        let fitting = |lengths: &'a [usize]| lengths.iter().copied().take_while(|len| *len <= value.len());
-        let prefixes = fitting(&self.prefix_lengths).filter_map(|len| self.prefix.get(&value[..len]));
-        let suffixes =
-            fitting(&self.suffix_lengths).filter_map(|len| self.suffix.get(&value[value.len() - len..]));
-        self.exact.get(value).into_iter().chain(prefixes).chain(suffixes).map(Vec::as_slice)
     }
 }
 
 /// One rule; matches everything if nothing is in it.
 #[derive(Debug, Default)]
-struct Rule {
+pub struct Rule {
     from: Vec<Source>,
     to: Vec<Operation>,
     when: Vec<Condition>,
+    /// Whether some part looks at a token.
+    of_token: bool,
 }
 
 impl Rule {
-    fn new(rule: &ir::PolicyRule) -> Result<Self, Invalid> {
-        Ok(Self {
-            from: rule.from.iter().map(Source::new).collect(),
+    /// Prepares a rule.
+    pub fn new(rule: &ir::PolicyRule) -> Result<Self, Invalid> {
+        let mut new = Self {
+            from: rule.from.iter().map(Source::new).collect::<Result<_, _>>()?,
             to: rule.to.iter().map(Operation::new).collect::<Result<_, _>>()?,
             when: rule.when.iter().map(Condition::new).collect::<Result<_, _>>()?,
-        })
+            of_token: false,
+        };
+        new.of_token = new.from.iter().any(|source| !source.bearers.is_empty())
+            || new.when.iter().any(|when| matches!(when, Condition::Bearer(_) | Condition::Claim(_)));
+        Ok(new)
     }
 
-    fn matches(&self, facts: &Facts) -> bool {
-        (self.to.is_empty() || self.to.iter().any(|o| o.matches(facts)))
-            && (self.from.is_empty() || self.from.iter().any(|s| s.matches(facts)))
-            && self.when.iter().all(|c| c.matches(facts))
+    /// Whether it matches. A request with several tokens is judged as if it had each of them alone, and the rule matches if
+    /// it does with one: so no two tokens together open what neither opens, and none hides another from a DENY rule.
+    pub fn matches(&self, facts: &Facts) -> bool {
+        #[cfg(test)]
+        super::tests::count_a_rule();
+        if !(self.to.is_empty() || self.to.iter().any(|to| to.miss(facts).is_none())) {
+            return false;
+        }
+        let with = |token: Option<&Token>| {
+            (self.from.is_empty() || self.from.iter().any(|from| from.miss(facts, token).is_none()))
+                && self.when.iter().all(|when| when.matches(facts, token))
+        };
+        match &*facts.metadata.tokens {
+            [] => with(None),
+            [first, ..] if !self.of_token => with(Some(first)),
+            tokens => tokens.iter().any(|token| with(Some(token))),
+        }
     }
 
-    /// The texts of a field without one of which the rule cannot match; `None` if it can.
-    fn needs(&self, field: fn(&Operation) -> &Vec<Text>) -> Option<Vec<&Text>> {
-        let indexable = |text: &Text| matches!(text, Text::Exact(_) | Text::Prefix(_) | Text::Suffix(_));
-        let needed = |texts: &[Text]| !texts.is_empty() && texts.iter().all(indexable);
-        let all = !self.to.is_empty() && self.to.iter().all(|operation| needed(field(operation)));
-        all.then(|| self.to.iter().flat_map(field).collect())
+    /// What of the rule does not fit, for people: the first field of each alternative.
+    pub fn misses(&self, facts: &Facts) -> Vec<String> {
+        let tokens: Vec<Option<&Token>> = match &*facts.metadata.tokens {
+            [] => vec![None],
+            tokens => tokens.iter().map(|token| Some(&**token)).collect(),
+        };
+        let mut misses = Vec::new();
+        let to: Vec<_> = self.to.iter().map(|to| to.miss(facts)).collect();
+        if !to.is_empty() && to.iter().all(Option::is_some) {
+            let fields = to.into_iter().flatten().enumerate();
+            misses.extend(fields.map(|(at, field)| format!("to[{at}].operation.{field}")));
+        }
+        for token in tokens {
+            let from: Vec<_> = self.from.iter().map(|from| from.miss(facts, token)).collect();
+            if !from.is_empty() && from.iter().all(Option::is_some) {
+                let fields = from.into_iter().flatten().enumerate();
+                misses.extend(fields.map(|(at, field)| format!("from[{at}].source.{field}")));
+            }
+            let when = self.when.iter().enumerate().filter(|(_, when)| !when.matches(facts, token));
+            misses.extend(when.map(|(at, _)| format!("when[{at}]")));
+        }
+        misses.dedup();
+        misses
     }
 }
 
@@ -184,18 +117,46 @@ impl Rule {
 struct Source {
     peer: Addresses,
     client: Addresses,
+    principals: Peers,
+    namespaces: Peers,
+    accounts: Peers,
+    trust_domains: Peers,
+    bearers: Bearers,
 }
 
 impl Source {
-    fn new(source: &ir::PolicySource) -> Self {
-        Self {
+    fn new(source: &ir::PolicySource) -> Result<Self, Invalid> {
+        Ok(Self {
             peer: Addresses::new(&source.ip_blocks, &source.not_ip_blocks),
             client: Addresses::new(&source.remote_ip_blocks, &source.not_remote_ip_blocks),
-        }
+            principals: Peers::principals(&source.principals, &source.not_principals)?,
+            namespaces: Peers::namespaces(&source.namespaces, &source.not_namespaces),
+            accounts: Peers::accounts(&source.service_accounts, &source.not_service_accounts),
+            trust_domains: Peers::trust_domains(&source.trust_domains, &source.not_trust_domains),
+            bearers: Bearers::new(&source.request_principals, &source.not_request_principals)?,
+        })
     }
 
-    fn matches(&self, facts: &Facts) -> bool {
-        self.peer.matches(facts.peer) && self.client.matches(facts.client)
+    /// The first field that does not fit.
+    fn miss(&self, facts: &Facts, token: Option<&Token>) -> Option<&'static str> {
+        let identity = facts.peer_identity;
+        if !self.peer.matches(facts.peer) {
+            Some("ipBlocks")
+        } else if !self.client.matches(facts.client) {
+            Some("remoteIpBlocks")
+        } else if !self.principals.matches(identity) {
+            Some("principals")
+        } else if !self.namespaces.matches(identity) {
+            Some("namespaces")
+        } else if !self.accounts.matches(identity) {
+            Some("serviceAccounts")
+        } else if !self.trust_domains.matches(identity) {
+            Some("trustDomains")
+        } else if !self.bearers.matches(token) {
+            Some("requestPrincipals")
+        } else {
+            None
+        }
     }
 }
 
@@ -246,15 +207,23 @@ impl Operation {
         })
     }
 
-    fn matches(&self, facts: &Facts) -> bool {
+    /// The first field that does not fit.
+    fn miss(&self, facts: &Facts) -> Option<&'static str> {
         let head = facts.head;
         let host = (!head.authority.is_empty()).then_some(head.authority.as_bytes());
         let method = Some(head.method.as_str().as_bytes());
-        (self.ports.is_empty() || self.ports.contains(&facts.port))
-            && !self.not_ports.contains(&facts.port)
-            && some_and_none(&self.methods, &self.not_methods, method, Star::There)
-            && some_and_none(&self.hosts, &self.not_hosts, host, Star::There)
-            && some_and_none(&self.paths, &self.not_paths, Some(head.path().as_bytes()), Star::NotEmpty)
+        let port = facts.port;
+        if !(self.ports.is_empty() || self.ports.contains(&port)) || self.not_ports.contains(&port) {
+            Some("ports")
+        } else if !some_and_none(&self.methods, &self.not_methods, method, Star::There) {
+            Some("methods")
+        } else if !some_and_none(&self.hosts, &self.not_hosts, host, Star::There) {
+            Some("hosts")
+        } else if !some_and_none(&self.paths, &self.not_paths, Some(head.path().as_bytes()), Star::NotEmpty) {
+            Some("paths")
+        } else {
+            None
+        }
     }
 }
 
@@ -266,6 +235,10 @@ enum Condition {
     Client(Addresses),
     Local(Addresses),
     Port { some: Vec<u16>, none: Vec<u16> },
+    Identity(Peers),
+    Bearer(Bearers),
+    Claim(Claim),
+    Dynamic(Dynamic),
 }
 
 impl Condition {
@@ -273,6 +246,40 @@ impl Condition {
         let (values, not_values) = (&condition.values, &condition.not_values);
         let addresses = || Ok(Addresses::new(&nets(values)?, &nets(not_values)?));
         Ok(match &condition.key {
+            ConditionKey::SourcePrincipal => {
+                Self::Identity(Peers::principals(&patterns(values)?, &patterns(not_values)?)?)
+            }
+            ConditionKey::SourceNamespace => {
+                Self::Identity(Peers::namespaces(&names(values)?, &names(not_values)?))
+            }
+            ConditionKey::SourceTrustDomain => {
+                Self::Identity(Peers::trust_domains(&names(values)?, &names(not_values)?))
+            }
+            ConditionKey::SourceServiceAccount => {
+                let account = |value: &ConditionValue| match value {
+                    ConditionValue::Account(account) => Some(account.clone()),
+                    _ => None,
+                };
+                Self::Identity(Peers::accounts(&all(values, account)?, &all(not_values, account)?))
+            }
+            ConditionKey::RequestPrincipal => {
+                let bearer = |value: &ConditionValue| match value {
+                    ConditionValue::Bearer(bearer) => Some(bearer.clone()),
+                    _ => None,
+                };
+                Self::Bearer(Bearers::new(&all(values, bearer)?, &all(not_values, bearer)?)?)
+            }
+            ConditionKey::Claim(path) => {
+                Self::Claim(Claim::new(path, &patterns(values)?, &patterns(not_values)?)?)
+            }
+            ConditionKey::Metadata(filter, key) => {
+                let text = |value: &ConditionValue| match value {
+                    ConditionValue::String(pattern) => Text::new(pattern).ok().map(|text| (false, text)),
+                    ConditionValue::InList(pattern) => Text::new(pattern).ok().map(|text| (true, text)),
+                    _ => None,
+                };
+                Self::Dynamic(Dynamic::new(filter, key, all(values, text)?, all(not_values, text)?))
+            }
             ConditionKey::RequestHeader(name) => Self::Header {
                 name: name.to_ascii_lowercase().into(),
                 some: strings(values)?,
@@ -286,8 +293,12 @@ impl Condition {
         })
     }
 
-    fn matches(&self, facts: &Facts) -> bool {
+    fn matches(&self, facts: &Facts, token: Option<&Token>) -> bool {
         match self {
+            Self::Identity(peers) => peers.matches(facts.peer_identity),
+            Self::Bearer(bearers) => bearers.matches(token),
+            Self::Claim(claim) => claim.matches(token),
+            Self::Dynamic(value) => value.matches(facts.metadata),
             Self::Header { name, some, none } => {
                 (some.is_empty() || header_is_any(facts.head, name, some))
                     && !header_is_any(facts.head, name, none)
@@ -332,30 +343,39 @@ fn some_and_none(some: &[Text], none: &[Text], value: Option<&[u8]>, star: Star)
     (some.is_empty() || any(some)) && !any(none)
 }
 
-fn texts(patterns: &[StringMatch]) -> Result<Vec<Text>, Invalid> {
-    patterns.iter().map(Text::new).collect()
+/// All values, of the one type that the key has.
+fn all<T>(values: &[ConditionValue], of: impl Fn(&ConditionValue) -> Option<T>) -> Result<Vec<T>, Invalid> {
+    values.iter().map(of).collect::<Option<_>>().ok_or(Invalid)
+}
+
+fn patterns(values: &[ConditionValue]) -> Result<Vec<StringMatch>, Invalid> {
+    all(values, |value| match value {
+        ConditionValue::String(pattern) => Some(pattern.clone()),
+        _ => None,
+    })
+}
+
+fn names(values: &[ConditionValue]) -> Result<Vec<std::sync::Arc<str>>, Invalid> {
+    all(values, |value| match value {
+        ConditionValue::Name(name) => Some(name.clone()),
+        _ => None,
+    })
 }
 
 fn strings(values: &[ConditionValue]) -> Result<Vec<Text>, Invalid> {
-    let text = |value: &ConditionValue| match value {
-        ConditionValue::String(pattern) => Text::new(pattern),
-        _ => Err(Invalid),
-    };
-    values.iter().map(text).collect()
+    texts(&patterns(values)?)
 }
 
 fn nets(values: &[ConditionValue]) -> Result<Vec<IpNet>, Invalid> {
-    let net = |value: &ConditionValue| match value {
-        ConditionValue::Ip(net) => Ok(*net),
-        _ => Err(Invalid),
-    };
-    values.iter().map(net).collect()
+    all(values, |value| match value {
+        ConditionValue::Ip(net) => Some(*net),
+        _ => None,
+    })
 }
 
 fn ports(values: &[ConditionValue]) -> Result<Vec<u16>, Invalid> {
-    let port = |value: &ConditionValue| match value {
-        ConditionValue::Port(port) => Ok(*port),
-        _ => Err(Invalid),
-    };
-    values.iter().map(port).collect()
+    all(values, |value| match value {
+        ConditionValue::Port(port) => Some(*port),
+        _ => None,
+    })
 }

@@ -60,6 +60,11 @@ impl Text {
         }
     }
 
+    /// Whether [`Text::literal`] and the way it stands in a value are all there is to it.
+    pub fn is_indexable(&self) -> bool {
+        !matches!(self, Self::Present | Self::Template(_))
+    }
+
     /// Whether a value that is there fits.
     pub fn matches(&self, value: &[u8], star: Star) -> bool {
         match self {
@@ -70,6 +75,11 @@ impl Text {
             Self::Template(template) => template.matches(value),
         }
     }
+}
+
+/// Prepares patterns.
+pub fn texts(patterns: &[StringMatch]) -> Result<Vec<Text>, Invalid> {
+    patterns.iter().map(Text::new).collect()
 }
 
 /// A path template as Envoy's `uri_template` reads it: `{*}` takes one or more characters of one segment, `{**}` any number

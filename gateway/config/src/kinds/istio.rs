@@ -220,6 +220,10 @@ pub struct Source {
     pub service_accounts: Vec<String>,
     /// None of these.
     pub not_service_accounts: Vec<String>,
+    /// Trust domains of the peer.
+    pub trust_domains: Vec<String>,
+    /// None of these.
+    pub not_trust_domains: Vec<String>,
     /// The peer's address.
     pub ip_blocks: Vec<String>,
     /// None of these.

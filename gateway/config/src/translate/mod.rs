@@ -34,6 +34,8 @@ mod upstream_tls;
 
 pub(crate) use targets::ROOT as ROOT_NAMESPACE;
 pub use upstream_tls::Workload;
+pub(crate) use policies::ROOT as ROOT_NAMESPACE;
+pub use policies::TrustDomains;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -73,6 +75,7 @@ pub struct Translator {
     pools: pools::Pools,
     /// The gateway's workload is another than pools were translated for.
     other_workload: bool,
+    trust_domains: TrustDomains,
     splits: Attached,
     traffic: Attached,
     guards: guards::Guards,
@@ -145,6 +148,9 @@ impl Translator {
     /// Says what the gateway is known by in its mesh. It counts from the next change on.
     pub fn set_workload(&mut self, workload: Option<Workload>) {
         self.other_workload |= self.pools.set_workload(workload);
+    /// Says what the gateway's trust domain is called. It counts from the next translation of policies on.
+    pub fn set_trust_domains(&mut self, own: TrustDomains) {
+        self.trust_domains = own;
     }
 
     /// Takes a change in and translates what it touches.
@@ -164,7 +170,8 @@ impl Translator {
             all_routes |= others;
             guards |= others;
         }
-        if gateways || dirt.any(&[Kind::AuthorizationPolicy]) {
+        let providers = policies::provider_kind().is_some_and(|kind| dirt.any(&[kind]));
+        if gateways || providers || dirt.any(&[Kind::AuthorizationPolicy]) {
             self.redo_policies();
         }
         if gateways || dirt.any(&[Kind::RequestAuthentication]) {
@@ -337,7 +344,8 @@ impl Translator {
 
     fn redo_policies(&mut self) {
         self.notes.policies.clear();
-        let policies = policies::translate(&self.objects, &self.gateways, &mut self.notes.policies);
+        let notes = &mut self.notes.policies;
+        let policies = policies::translate(&self.objects, &self.gateways, &self.trust_domains, notes);
         self.config.policies = merge(&self.config.policies, policies);
     }
 

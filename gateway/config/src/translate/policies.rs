@@ -1,6 +1,7 @@
 //! AuthorizationPolicy to IR, failing closed: what cannot be evaluated refuses everything that it might have refused.
 
-use std::collections::BTreeMap;
+mod principals;
+mod rules;
 
 use fieldgate_core::ir::{
     ConditionKey, ConditionValue, ObjectKey, Policy, PolicyAction, PolicyCondition, PolicyOperation,
@@ -11,16 +12,34 @@ use ipnet::IpNet;
 use super::gateways::Gateways;
 use super::{Notes, Objects, targets};
 use crate::kinds::istio::{Action, AuthorizationPolicySpec, Condition, Operation, Source};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fieldgate_core::ir::{GuardRef, ListenerKey, ObjectKey, Policy, PolicyAction};
+
+use super::gateways::{GROUP, Gateways, ListenerInfo};
+use super::{Notes, Objects};
+use crate::diagnostic::did_you_mean_hint;
+use crate::document::Object;
+use crate::kinds::istio::{Action, AuthorizationPolicySpec, PolicyTargetRef};
 use crate::kinds::{Kind, Spec};
 
 const DRY_RUN: &str = "istio.io/dry-run";
+/// What `provider` of a CUSTOM policy names.
+const PROVIDER: &str = "ExternalAuthorizer";
 
-/// What cannot be translated: reason, field, message.
-type Problem = (&'static str, String, String);
+pub use principals::TrustDomains;
+use rules::{Around, Problem};
+
+/// The objects that providers are.
+pub(crate) fn provider_kind() -> Option<Kind> {
+    Kind::from_name(PROVIDER)
+}
 
 pub(crate) fn translate(
     objects: &Objects,
     gateways: &Gateways,
+    trust_domains: &TrustDomains,
     notes: &mut BTreeMap<ObjectKey, Notes>,
 ) -> BTreeMap<ObjectKey, Policy> {
     let mut policies = BTreeMap::new();
@@ -34,15 +53,24 @@ pub(crate) fn translate(
         };
         let listeners = targets::listeners(object, &scope, gateways, note);
         let dry_run = object.annotations.get(DRY_RUN).is_some_and(|v| v == "true");
+        let listeners = targets(object, spec, gateways, note);
+        let dry_run = object.annotations.get(DRY_RUN).is_some_and(|v| is_true(v));
         let action = match spec.action {
-            Action::Allow | Action::Custom => PolicyAction::Allow,
+            Action::Allow => PolicyAction::Allow,
+            Action::Custom => PolicyAction::Custom,
             Action::Deny => PolicyAction::Deny,
             Action::Audit => PolicyAction::Audit,
         };
-        let mut policy = Policy { key: object.key(), action, dry_run, listeners, rules: Vec::new() };
-        match rules(spec) {
-            Ok(rules) => {
-                policy.rules = rules;
+        let around = Around { namespace: &object.namespace, trust_domains };
+        let translated = rules::rules(spec, &around).and_then(|rules| {
+            let named = (spec.action == Action::Custom).then(|| provider(object, spec, objects, note));
+            Ok((rules, named.transpose()?))
+        });
+        let mut policy = Policy::closed(object.key(), listeners);
+        match translated {
+            Ok((rules, provider)) => {
+                (policy.action, policy.dry_run) = (action, dry_run);
+                (policy.rules, policy.provider) = (rules, provider);
                 if note.conditions.is_empty() {
                     note.condition("Accepted", true, "Accepted", "");
                 }
@@ -59,9 +87,6 @@ pub(crate) fn translate(
                 note.diagnostics.push(
                     error.hint("until this is resolved, the policy refuses every request to its gateways"),
                 );
-                // A DENY rule without conditions matches everything.
-                policy.action = PolicyAction::Deny;
-                policy.rules = vec![PolicyRule::default()];
             }
         }
         policies.insert(object.key(), policy);
@@ -83,16 +108,100 @@ fn rules(spec: &AuthorizationPolicySpec) -> Result<Vec<PolicyRule>, Problem> {
         let mut translated = PolicyRule::default();
         for (i, from) in rule.from.iter().enumerate() {
             translated.from.push(source(&from.source, &format!("{place}.from[{i}].source"))?);
+/// The listeners that a policy applies to. A target that is not there takes none of the others away.
+fn targets(
+    object: &Object,
+    spec: &AuthorizationPolicySpec,
+    gateways: &Gateways,
+    note: &mut Notes,
+) -> Vec<ListenerKey> {
+    let root = *object.namespace == *ROOT;
+    let single = spec.target_ref.iter().map(|t| ("spec.targetRef".to_owned(), t));
+    let many = spec.target_refs.iter().enumerate().map(|(at, t)| (format!("spec.targetRefs[{at}]"), t));
+    let refs: Vec<_> = single.chain(many).collect();
+    if !refs.is_empty() {
+        let mut listeners: Vec<ListenerKey> = Vec::new();
+        for (place, target) in refs {
+            match target_gateway(object, target, gateways) {
+                Ok(infos) => listeners.extend(infos.iter().map(|i| i.key.clone())),
+                Err((reason, field, message, hint)) => {
+                    if note.conditions.is_empty() {
+                        note.condition("Accepted", false, reason, message.clone());
+                    }
+                    let mut error = object.error(reason, &format!("{place}.{field}"), message);
+                    error.hint = hint;
+                    note.diagnostics.push(error);
+                }
+            }
         }
-        for (i, to) in rule.to.iter().enumerate() {
-            translated.to.push(operation(&to.operation, &format!("{place}.to[{i}].operation"))?);
-        }
-        for (i, when) in rule.when.iter().enumerate() {
-            translated.when.push(condition(when, &format!("{place}.when[{i}]"))?);
-        }
-        rules.push(translated);
+        listeners.sort();
+        listeners.dedup();
+        return listeners;
     }
-    Ok(rules)
+    let selector = spec.selector.as_ref().map(|s| &s.match_labels);
+    let selected =
+        gateways.listeners.values().filter(|l| root || l.key.namespace == object.namespace).filter(|l| {
+            selector
+                .into_iter()
+                .flatten()
+                .all(|(k, v)| l.labels.iter().any(|(name, value)| **name == **k && **value == **v))
+        });
+    selected.map(|l| l.key.clone()).collect()
+}
+
+/// Why a target is none: reason, field, message, hint.
+type NoTarget = (&'static str, &'static str, String, Option<String>);
+
+fn target_gateway<'g>(
+    object: &Object,
+    target: &PolicyTargetRef,
+    gateways: &'g Gateways,
+) -> Result<&'g [ListenerInfo], NoTarget> {
+    if target.kind != "Gateway" || target.group.as_deref() != Some(GROUP) {
+        let group = target.group.as_deref().unwrap_or_default();
+        let message =
+            format!("a policy of this gateway cannot be attached to a {} of group \"{group}\"", target.kind);
+        let hint = format!("kind: Gateway with group: {GROUP}");
+        return Err(("InvalidKind", "kind", message, Some(hint)));
+    }
+    if target.namespace.as_deref().is_some_and(|n| *n != *object.namespace) {
+        let message = "a policy can be attached to Gateways of its own namespace only".to_owned();
+        return Err(("RefNotPermitted", "namespace", message, Some("move the policy there".into())));
+    }
+    gateways.of(&object.namespace, &target.name).ok_or_else(|| {
+        let names = gateways.names(&object.namespace);
+        let message = format!("there is no Gateway {}/{}", object.namespace, target.name);
+        ("TargetNotFound", "name", message, did_you_mean_hint(&target.name, names.iter().map(String::as_str)))
+    })
+}
+
+/// Who is asked. One that is not there is said, and refuses what the policy matches: that is for whoever asks to find.
+fn provider(
+    object: &Object,
+    spec: &AuthorizationPolicySpec,
+    objects: &Objects,
+    note: &mut Notes,
+) -> Result<Arc<GuardRef>, Problem> {
+    let name = spec.provider.as_ref().and_then(|provider| provider.name.as_deref()).filter(|n| !n.is_empty());
+    let Some(name) = name else {
+        let message = "a CUSTOM policy needs the name of a provider";
+        return Err(("InvalidValue", "spec.provider.name".into(), message.into()));
+    };
+    let key = |namespace: &str| ObjectKey { kind: PROVIDER, namespace: namespace.into(), name: name.into() };
+    let is_there =
+        |namespace: &str| provider_kind().is_some_and(|kind| objects.get(kind, namespace, name).is_some());
+    let namespace = [&*object.namespace, ROOT].into_iter().find(|namespace| is_there(namespace));
+    if namespace.is_none() {
+        let own = &object.namespace;
+        let message = format!("there is no {PROVIDER} {own}/{name}, nor {ROOT}/{name}");
+        if note.conditions.is_empty() {
+            note.condition("Accepted", false, "TargetNotFound", message.clone());
+        }
+        let error = object.error("TargetNotFound", "spec.provider.name", message);
+        let hint = "until it is there, what the policy matches is refused";
+        note.diagnostics.push(error.hint(hint));
+    }
+    Ok(Arc::new(GuardRef::new(key(namespace.unwrap_or(&object.namespace)))))
 }
 
 fn source(s: &Source, place: &str) -> Result<PolicySource, Problem> {
@@ -256,4 +365,7 @@ fn condition(c: &Condition, place: &str) -> Result<PolicyCondition, Problem> {
     };
     let (values, not_values) = (convert(&c.values, "values")?, convert(&c.not_values, "notValues")?);
     Ok(PolicyCondition { key, values, not_values })
+/// As Go reads it, which is how istiod does.
+fn is_true(text: &str) -> bool {
+    matches!(text, "1" | "t" | "T" | "true" | "TRUE" | "True")
 }

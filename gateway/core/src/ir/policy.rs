@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{IpNet, ListenerKey, ObjectKey};
+use super::{GuardRef, IpNet, ListenerKey, ObjectKey};
 
 /// An AuthorizationPolicy that applies to listeners. Semantics: Istio's.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,11 +17,32 @@ pub struct Policy {
     pub listeners: Vec<ListenerKey>,
     /// Any one suffices. None at all never matches (so ALLOW without rules denies all).
     pub rules: Vec<PolicyRule>,
+    /// CUSTOM: who is asked about a request that matches. One that is not there refuses.
+    pub provider: Option<Arc<GuardRef>>,
+    /// A CEL expression that must hold too, whichever rule it is.
+    pub cel: Option<Arc<str>>,
+}
+
+impl Policy {
+    /// A policy that refuses everything: what becomes of one that cannot be understood.
+    pub fn closed(key: ObjectKey, listeners: Vec<ListenerKey>) -> Self {
+        Self {
+            key,
+            action: PolicyAction::Deny,
+            dry_run: false,
+            listeners,
+            rules: vec![PolicyRule::default()],
+            provider: None,
+            cel: None,
+        }
+    }
 }
 
 /// What a policy does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PolicyAction {
+    /// A provider decides about what is matched.
+    Custom,
     /// Reported only.
     Audit,
     /// Refused if matched.
@@ -44,6 +65,26 @@ pub struct PolicyRule {
 /// Where a request comes from; every non-empty field must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicySource {
+    /// Names of the peer's certificate: SPIFFE identities without their scheme. `Present` is any name.
+    pub principals: Vec<StringMatch>,
+    /// None of these.
+    pub not_principals: Vec<StringMatch>,
+    /// `iss/sub` of a token.
+    pub request_principals: Vec<RequestPrincipal>,
+    /// None of these.
+    pub not_request_principals: Vec<RequestPrincipal>,
+    /// Namespaces of the peer's identity; `*` stands for any characters.
+    pub namespaces: Vec<Arc<str>>,
+    /// None of these.
+    pub not_namespaces: Vec<Arc<str>>,
+    /// Service accounts of the peer's identity.
+    pub service_accounts: Vec<ServiceAccount>,
+    /// None of these.
+    pub not_service_accounts: Vec<ServiceAccount>,
+    /// Trust domains of the peer's identity; `*` stands for any characters but `/`.
+    pub trust_domains: Vec<Arc<str>>,
+    /// None of these.
+    pub not_trust_domains: Vec<Arc<str>>,
     /// The peer of the connection.
     pub ip_blocks: Vec<IpNet>,
     /// Not the peer of the connection.
@@ -52,6 +93,24 @@ pub struct PolicySource {
     pub remote_ip_blocks: Vec<IpNet>,
     /// Not the client.
     pub not_remote_ip_blocks: Vec<IpNet>,
+}
+
+/// A service account by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAccount {
+    /// Its namespace.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+}
+
+/// The bearer of a token. Both must be there and fit; `Present` is anything but an empty text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestPrincipal {
+    /// `iss`.
+    pub issuer: StringMatch,
+    /// `sub`.
+    pub subject: StringMatch,
 }
 
 /// What is asked for; every non-empty field must hold.
@@ -86,7 +145,7 @@ pub struct PolicyCondition {
     pub not_values: Vec<ConditionValue>,
 }
 
-/// Attributes that a gateway knows without JWT or mTLS.
+/// What a condition looks at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConditionKey {
     /// `request.headers[name]`, name in lower case.
@@ -95,19 +154,41 @@ pub enum ConditionKey {
     SourceIp,
     /// `remote.ip`
     RemoteIp,
+    /// `source.namespace`
+    SourceNamespace,
+    /// `source.serviceAccount`
+    SourceServiceAccount,
+    /// `source.principal`
+    SourcePrincipal,
+    /// `source.trustDomain`
+    SourceTrustDomain,
+    /// `request.auth.principal`
+    RequestPrincipal,
+    /// `request.auth.claims[a][b]`; `request.auth.audiences` is the claim `aud`, `request.auth.presenter` is `azp`.
+    Claim(Vec<Arc<str>>),
     /// `destination.ip`
     DestinationIp,
     /// `destination.port`
     DestinationPort,
     /// `connection.sni`
     Sni,
+    /// `experimental.envoy.filters.a[key]`: dynamic metadata, by the filter's name and the key.
+    Metadata(Arc<str>, Arc<str>),
 }
 
 /// A value of a condition, of the type that its key has.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ConditionValue {
-    /// Text.
+    /// Text, or a text of dynamic metadata, a token, or a principal.
     String(StringMatch),
+    /// One of a list of texts in dynamic metadata.
+    InList(StringMatch),
+    /// A namespace or trust domain, see [`PolicySource`].
+    Name(Arc<str>),
+    /// A service account.
+    Account(ServiceAccount),
+    /// The bearer of a token.
+    Bearer(RequestPrincipal),
     /// An address range.
     Ip(IpNet),
     /// A port.

@@ -36,7 +36,8 @@ fn regex(pattern: &str) -> Match {
 fn policy(name: &str, action: ir::PolicyAction, listeners: &[&str]) -> Arc<ir::Policy> {
     let key = ObjectKey { kind: "AuthorizationPolicy", namespace: "default".into(), name: name.into() };
     let listeners = listeners.iter().map(|l| listener_key(l)).collect();
-    Arc::new(ir::Policy { key, action, dry_run: false, listeners, rules: Vec::new() })
+    let closed = ir::Policy::closed(key, listeners);
+    Arc::new(ir::Policy { action, rules: Vec::new(), ..closed })
 }
 
 #[test]

@@ -7,12 +7,14 @@ use std::time::SystemTime;
 use clap::{Args, ValueEnum};
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::{Condition, ObjectStatus};
+use fieldgate_config::translate::TrustDomains;
 use fieldgate_config::{Configuration, Diagnostic};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Locality, Touched};
 use fieldgate_core::snapshot::Rejection;
 use serde_json::json;
 
+use super::trust_domain::TrustDomainArgs;
 use super::{locality, table};
 use crate::control::TlsConfigs;
 use crate::source::Source;
@@ -32,6 +34,8 @@ pub(super) struct Check {
     /// Where the gateway will stand, for what prefers endpoints nearby.
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", env = "FIELDGATE_LOCALITY", value_parser = locality)]
     locality: Option<Locality>,
+    #[command(flatten)]
+    trust_domain: TrustDomainArgs,
     /// How the result is written.
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -56,9 +60,13 @@ pub(super) struct Checked {
 
 impl Checked {
     /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there.
-    pub(super) fn read(paths: &[PathBuf], locality: Option<Locality>) -> Result<Self, String> {
+    pub(super) fn read(
+        paths: &[PathBuf],
+        locality: Option<Locality>,
+        trust_domains: TrustDomains,
+    ) -> Result<Self, String> {
         let (_, update) = Source::open(paths)?;
-        let mut configuration = Configuration::of_gateway_at(locality);
+        let mut configuration = Configuration::of_gateway_at(locality).in_trust_domains(trust_domains);
         let outcome = configuration.apply(update.changes);
         let mut diagnostics = update.diagnostics;
         diagnostics.extend(outcome.diagnostics);
@@ -128,7 +136,7 @@ impl Checked {
 
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let checked = Checked::read(&self.paths, self.locality)?;
+        let checked = Checked::read(&self.paths, self.locality, self.trust_domain.names())?;
         match self.output {
             Output::Text => print!("{}", checked.text()),
             Output::Json => println!("{:#}", checked.json()),
@@ -216,7 +224,7 @@ Gateway a/edge        Accepted
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: Nope\nmetadata: {name: x}\n")
             .unwrap();
-        let checked = Checked::read(&[dir.path().to_owned()], None).unwrap();
+        let checked = Checked::read(&[dir.path().to_owned()], None, TrustDomains::default()).unwrap();
         let text = checked.text();
         assert!(text.contains("a.yaml:2:"), "{text}");
         assert!(text.contains("Nope"), "{text}");

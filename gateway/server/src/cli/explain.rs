@@ -9,6 +9,7 @@ use clap::Args;
 use super::DEFAULT_ADMIN;
 use super::check::Checked;
 use super::client::{encode, get_json};
+use super::trust_domain::TrustDomainArgs;
 use crate::explain::{Answer, Question, explain};
 
 /// Say what becomes of a request: which listener, rule, policy and backend, and why not the others.
@@ -30,6 +31,8 @@ pub(super) struct Explain {
     /// The client's address.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     client: String,
+    #[command(flatten)]
+    trust_domain: TrustDomainArgs,
     /// Ask a configuration: directories, files, or `-`.
     #[arg(long, value_name = "PATH", num_args = 1.., conflicts_with = "admin")]
     config: Vec<PathBuf>,
@@ -48,7 +51,7 @@ impl Explain {
         let answer = if self.config.is_empty() {
             self.ask()?
         } else {
-            let checked = Checked::read(&self.config, None)?;
+            let checked = Checked::read(&self.config, None, self.trust_domain.names())?;
             if checked.errors() > 0 {
                 eprintln!("note: the configuration has errors; `fieldgate check` shows them");
             }

@@ -10,6 +10,7 @@ use fieldgate_core::ir::Locality;
 use tracing_subscriber::EnvFilter;
 
 use super::overload::OverloadArgs;
+use super::trust_domain::TrustDomainArgs;
 use super::{DEFAULT_ADMIN, duration, locality};
 use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
@@ -37,6 +38,8 @@ pub(super) struct Run {
     /// Where this gateway stands, for what prefers endpoints nearby.
     #[arg(long, value_name = "REGION/ZONE/SUBZONE", env = "FIELDGATE_LOCALITY", value_parser = locality)]
     locality: Option<Locality>,
+    #[command(flatten)]
+    trust_domain: TrustDomainArgs,
     /// Where requests are logged: a file, `-` for standard output, or `off`.
     #[arg(long, value_name = "PATH", default_value = "off")]
     access_log: String,
@@ -89,6 +92,7 @@ impl Run {
             admin: self.admin.0,
             workers: self.workers.map(usize::from),
             locality: self.locality,
+            trust_domains: self.trust_domain.names(),
             drain_time: self.drain_time,
             pid_file: self.pid_file,
             upgrade: self.upgrade,

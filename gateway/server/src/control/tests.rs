@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use fieldgate_config::FileChange;
+use fieldgate_config::translate::TrustDomains;
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::Endpoints;
 use tokio::sync::watch;
@@ -74,6 +75,7 @@ impl Rig {
             inherited: Inheritance::default(),
             resolver,
             locality: None,
+            trust_domains: TrustDomains::default(),
             directory,
         });
         let rig = Self {

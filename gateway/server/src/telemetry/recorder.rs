@@ -322,6 +322,7 @@ fn address<T: ?Sized>(of: Option<&Arc<T>>) -> usize {
 
 fn action_name(action: PolicyAction) -> &'static str {
     match action {
+        PolicyAction::Custom => "CUSTOM",
         PolicyAction::Audit => "AUDIT",
         PolicyAction::Deny => "DENY",
         PolicyAction::Allow => "ALLOW",

@@ -68,7 +68,8 @@ fn authorize(measure: &mut Measure<'_>) {
     for (name, count) in [("authorize/1", 1), ("authorize/100", 100)] {
         let policies: Vec<_> = (0..count).map(|n| Arc::new(policy(n))).collect();
         let authorizer = Authorizer::compile(&policies);
-        measure(name, &mut || assert!(authorizer.decide(black_box(&head), &facts).allowed));
+        let metadata = fieldgate_core::identity::Metadata::default();
+        measure(name, &mut || assert!(authorizer.decide(black_box(&head), &facts, &metadata).allowed));
     }
 }
 
@@ -105,6 +106,8 @@ fn policy(n: usize) -> ir::Policy {
         dry_run: false,
         listeners: vec![listener_key()],
         rules: vec![rule],
+        provider: None,
+        cel: None,
     }
 }
 

@@ -1,8 +1,9 @@
 //! AuthorizationPolicy: to which listeners, and closed where it cannot be evaluated.
 
-use fieldgate_core::ir::{PolicyAction, PolicyRule, StringMatch};
+use fieldgate_core::ir::{ConditionKey, ConditionValue, PolicyAction, PolicyRule, StringMatch};
 
 use super::*;
+use crate::translate::TrustDomains;
 
 fn policy(name: &str, spec: &str) -> String {
     object("security.istio.io/v1", "AuthorizationPolicy", name, spec)
@@ -78,23 +79,27 @@ fn what_cannot_be_evaluated_refuses_everything() {
     let when = |s: &str| format!("rules: [{{when: [{{{s}}}]}}]");
     let path = |s: &str| format!("rules: [{{to: [{{operation: {{paths: ['{s}']}}}}]}}]");
     let specs = [
-        from("principals: [a]"),
-        from("notPrincipals: [a]"),
-        from("requestPrincipals: ['*']"),
-        from("namespaces: [a]"),
-        from("serviceAccounts: [a]"),
+        from("principals: ['']"),
+        from("notNamespaces: ['']"),
+        from("serviceAccounts: ['a/b/c']"),
+        from("serviceAccounts: ['a*']"),
+        from("serviceAccounts: [a], namespaces: [b]"),
         from("ipBlocks: [10.0.0.0/33]"),
         from("remoteIpBlocks: [here]"),
-        when("key: 'request.auth.claims[iss]', values: [a]"),
-        when("key: source.principal, values: [a]"),
+        when("key: 'request.auth.claims', values: [a]"),
+        when("key: 'request.auth.claims[a][]', values: [a]"),
+        when("key: 'request.headers[a][b]', values: [a]"),
+        when("key: source.serviceAccount, values: ['*']"),
+        when("key: source.user, values: [a]"),
         when("key: experimental.x, values: [a]"),
+        when("key: 'experimental.envoy.filters.network.x[y]', values: [a]"),
         when("key: source.ip, values: [a]"),
         when("key: destination.port, values: ['70000']"),
         path("/a/{**}/{*}"),
         path("/a/{b}"),
         path("/a/{*}b"),
         path("/a/{*}/b*"),
-        "action: CUSTOM, provider: {name: a}, rules: [{}]".to_owned(),
+        "action: CUSTOM, rules: [{}]".to_owned(),
     ];
     for spec in &specs {
         for action in ["ALLOW", "DENY", "AUDIT"] {
@@ -122,10 +127,10 @@ fn what_cannot_be_evaluated_refuses_everything() {
 
 #[test]
 fn a_trial_that_cannot_be_evaluated_refuses_nothing() {
-    let text = policy("p", "action: DENY, rules: [{from: [{source: {principals: [a]}}]}]")
+    let text = policy("p", "action: DENY, rules: [{from: [{source: {ipBlocks: [a]}}]}]")
         .replace("name: p,", "name: p, annotations: {istio.io/dry-run: 'true'},");
     assert!(policies(&[&gateway(WEB), &text]).is_empty());
-    let sound = text.replace("principals: [a]", "ipBlocks: [10.0.0.1]");
+    let sound = text.replace("ipBlocks: [a]", "ipBlocks: [10.0.0.1]");
     let found = policies(&[&gateway(WEB), &sound]);
     assert!(found[0].dry_run);
     assert_eq!(found[0].rules[0].from[0].ip_blocks[0].to_string(), "10.0.0.1/32");
@@ -156,4 +161,59 @@ fn strings_have_istios_forms() {
             StringMatch::Template("/a/{*}/b/{**}".into()),
         ]
     );
+}
+
+#[test]
+fn identities_and_tokens() {
+    let text = policy(
+        "p",
+        "rules: [{from: [{source: {principals: ['cluster.local/ns/a/sa/b', '*'], notRequestPrincipals: ['https://i/*']}}], \
+         when: [{key: 'request.auth.claims[a][b/c]', values: ['x*']}, {key: request.auth.presenter, notValues: [y]}, \
+         {key: source.serviceAccount, values: [me]}, {key: 'experimental.envoy.filters.http.ext_authz[k]', values: ['[l]', t]}]}]",
+    );
+    let found = policies(&[&gateway(WEB), &text]);
+    let rule = &found[0].rules[0];
+    let source = &rule.from[0];
+    assert_eq!(
+        source.principals,
+        [StringMatch::Exact("cluster.local/ns/a/sa/b".into()), StringMatch::Present]
+    );
+    assert_eq!(source.not_request_principals[0].subject, StringMatch::Present);
+    assert_eq!(rule.when[0].key, ConditionKey::Claim(vec!["a".into(), "b/c".into()]));
+    assert_eq!(rule.when[1].key, ConditionKey::Claim(vec!["azp".into()]));
+    let account = ir::ServiceAccount { namespace: "default".into(), name: "me".into() };
+    assert_eq!(rule.when[2].values, [ConditionValue::Account(account)]);
+    assert_eq!(
+        rule.when[3].values,
+        [
+            ConditionValue::InList(StringMatch::Exact("l".into())),
+            ConditionValue::String(StringMatch::Exact("t".into()))
+        ]
+    );
+}
+
+#[test]
+fn a_provider_that_is_missing_is_said() {
+    let text = policy("p", "action: CUSTOM, provider: {name: opa}, rules: [{}]");
+    let texts = [&*gateway(WEB), &*text];
+    let found = policies(&texts);
+    assert_eq!(found[0].action, PolicyAction::Custom);
+    assert_eq!(found[0].provider.as_ref().unwrap().key.to_string(), "ExternalAuthorizer default/opa");
+    assert_eq!(problems(&texts), ["TargetNotFound spec.provider.name"]);
+    assert_eq!(conditions(&texts, "AuthorizationPolicy", "p"), ["/Accepted=false TargetNotFound"]);
+}
+
+#[test]
+fn trust_domains_are_those_of_the_gateway() {
+    let text = policy("p", "rules: [{from: [{source: {principals: ['cluster.local/ns/a/sa/b']}}]}]");
+    let files = vec![
+        FileChange { name: "a".into(), text: Some(gateway(WEB)) },
+        FileChange { name: "b".into(), text: Some(text) },
+    ];
+    let mut configuration =
+        crate::Configuration::default().in_trust_domains(TrustDomains::new("td", &["old"]));
+    let outcome = configuration.apply(files);
+    let found = outcome.config.policies.values().next().unwrap();
+    let expected = ["td/ns/a/sa/b", "old/ns/a/sa/b"].map(|text| StringMatch::Exact(text.into()));
+    assert_eq!(found.rules[0].from[0].principals, expected);
 }

@@ -1,13 +1,14 @@
 //! What may refuse a request before it is forwarded, asked in order: a listener's policy, then the guards of its rule. A
 //! guard that is not there refuses: what it was to keep out must not come in.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Instant, SystemTime};
 
 use fieldgate_core::guard::{Guard, Guarded, Verdict};
+use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
 use fieldgate_core::route::Entry;
-use fieldgate_plugins::authz::Authorizer;
+use fieldgate_plugins::authz::{self, Authorizer, Provider};
 use fieldgate_wire::h1::BodyKind;
 
 use super::decide::{Stop, of_local};
@@ -22,12 +23,18 @@ pub(super) fn admit<'p>(
     worker: &Worker,
     conn: &Connection,
     policy: &'p ListenerPolicy,
+    published: &Published,
+    policy: &ListenerPolicy,
     request: &mut Request,
     walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     for step in policy.steps.iter().skip(walk.steps as usize) {
         match step {
             Step::Guard(guard) => consult(worker, conn, &**guard, None, request, walk)?,
+            Step::Custom(authorizer, provider) => {
+                let provider = &authorizer.providers()[*provider];
+                custom(worker, conn, published, authorizer, provider, request, walk)?;
+            }
             Step::Authorize(authorizer) => authorize(worker, conn, authorizer, request, walk)?,
         }
         walk.steps += 1;
@@ -99,22 +106,78 @@ fn consult<'p>(
     }
 }
 
+/// Asks the provider of CUSTOM policies about a request that one of them matches. Once it was asked, the answer is
+/// for it, whatever it has changed of the head.
+#[allow(clippy::result_large_err)] // see `admit`
+fn custom(
+    worker: &Worker,
+    conn: &Connection,
+    published: &Published,
+    authorizer: &Authorizer,
+    provider: &Provider,
+    request: &mut Request,
+    walk: &mut Walk<'_>,
+) -> Result<(), Stop> {
+    let guard = provider.guard.as_ref().and_then(|guard| published.guards.get(&guard.id));
+    let answered = walk.known.as_ref().is_some_and(|known| known.answer.is_some());
+    if !answered {
+        let matched = authorizer.asks(provider, &request.head, &facts(conn, walk), metadata(walk));
+        let Some(rule) = matched else { return Ok(()) };
+        worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+        if guard.is_none() {
+            // As istiod: `-deny-due-to-bad-CUSTOM-action`.
+            let details = format!("{}-deny-due-to-bad-CUSTOM-action", rule.id);
+            let details = format!("rbac_access_denied_matched_policy[{details}]");
+            return Err(Answer::new(authz::DENIED_STATUS, details, "-", authz::DENIED_BODY).into());
+        }
+    }
+    match guard {
+        Some(guard) => consult(worker, conn, &**guard, None, request, walk),
+        // Gone while it was asked.
+        None => {
+            Err(Answer::new(500, "guard_not_found", "-", "a policy of this listener is missing\n").into())
+        }
+    }
+}
+
 #[allow(clippy::result_large_err)] // see `admit`
 fn authorize(
     worker: &Worker,
     conn: &Connection,
     authorizer: &Authorizer,
     request: &Request,
-    walk: &Walk<'_>,
+    walk: &mut Walk<'_>,
 ) -> Result<(), Stop> {
-    let decision = authorizer.decide(&request.head, &facts(conn, walk));
+    let decision = authorizer.decide(&request.head, &facts(conn, walk), metadata(walk));
     for rule in decision.matches() {
         worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
+    }
+    for (name, run) in decision.dry_runs() {
+        tracing::debug!(
+            target: "fieldgate::authz",
+            policies = name,
+            result = if run.allowed { "allowed" } else { "denied" },
+            policy = run.matched.map_or("none", |rule| &rule.id),
+            method = request.head.method.as_str(),
+            authority = %request.head.authority,
+            path = request.head.path(),
+            client = ?walk.client,
+            "dry-run"
+        );
+    }
+    if decision.dry_run_deny.is_some() || decision.dry_run_allow.is_some() {
+        decision.report(&mut walk.known.get_or_insert_default().metadata);
     }
     if decision.allowed {
         return Ok(());
     }
-    Err(Answer::new(403, decision.details(), "-", "RBAC: access denied").into())
+    Err(Answer::new(authz::DENIED_STATUS, decision.details(), "-", authz::DENIED_BODY).into())
+}
+
+/// What is known of a request so far.
+fn metadata<'a>(walk: &'a Walk<'_>) -> &'a Metadata {
+    static NOTHING: LazyLock<Metadata> = LazyLock::new(Metadata::default);
+    walk.known.as_ref().map_or(&*NOTHING, |known| &known.metadata)
 }
 
 fn facts<'a>(conn: &'a Connection, walk: &Walk<'_>) -> ConnectionFacts<'a> {

@@ -114,7 +114,7 @@ fn decide_or_stop<'p>(
         entry
     } else {
         if let Some(policy) = published.policies.get(&listener.ir.key) {
-            admit::admit(worker, conn, policy, request, walk)?;
+            admit::admit(worker, conn, published, policy, request, walk)?;
         }
         let entry = listener.route(&request.head).ok_or_else(not_found)?;
         log.entry = Some(entry);
