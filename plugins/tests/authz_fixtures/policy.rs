@@ -1,111 +1,126 @@
-//! The fixtures' policies as IR, cut down to what is kept.
+//! The fixtures' policies as IR: read as a configuration is read, then cut down to what is kept.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use fieldgate_config::translate::TrustDomains;
+use fieldgate_config::{Configuration, FileChange};
 use fieldgate_core::ir::{
-    ConditionKey, ConditionValue, ObjectKey, Policy, PolicyAction, PolicyCondition, PolicyOperation,
-    PolicyRule, PolicySource, StringMatch,
+    ConditionKey, ConditionValue, Policy, PolicyOperation, PolicyRule, PolicySource, RequestPrincipal,
+    StringMatch,
 };
-use ipnet::IpNet;
 
-use crate::yaml::Yaml;
 use crate::{Keep, Kind};
 
-pub fn translate(policy: &Yaml, keep: Keep) -> Arc<Policy> {
-    let name = |field: &str| Arc::from(policy.at(field).text().unwrap());
-    let action = match policy.at("spec.action").text() {
-        Some("AUDIT") => PolicyAction::Audit,
-        Some("DENY") => PolicyAction::Deny,
-        Some("ALLOW") | None => PolicyAction::Allow,
-        other => panic!("{other:?}"),
-    };
-    let dry_run =
-        policy.at("metadata.annotations").get("istio.io/dry-run").and_then(Yaml::text) == Some("true");
-    Arc::new(Policy {
-        key: ObjectKey {
-            kind: "AuthorizationPolicy",
-            namespace: name("metadata.namespace"),
-            name: name("metadata.name"),
-        },
-        action,
-        dry_run,
-        listeners: Vec::new(),
-        rules: policy.at("spec.rules").items().iter().map(|rule| translate_rule(rule, keep)).collect(),
-    })
+/// All of the fixtures' selectors choose it.
+const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: foo, labels: {app: httpbin, version: v1}}
+spec: {gatewayClassName: fieldgate, listeners: [{name: web, protocol: HTTP, port: 80}]}
+---
+";
+
+pub fn read(path: &Path, trust_domains: &[&str]) -> Vec<Arc<Policy>> {
+    // Only what a filter of this gateway could have said is taken.
+    let text = std::fs::read_to_string(path).unwrap().replace(".filters.a.b[", ".filters.http.ext_authz[");
+    let file = FileChange { name: "fixture.yaml".into(), text: Some(format!("{GATEWAY}{text}")) };
+    let own = TrustDomains::new(trust_domains[0], &trust_domains[1..]);
+    let outcome = Configuration::default().in_trust_domains(own).apply(vec![file]);
+    let unexpected =
+        outcome.diagnostics.iter().find(|d| !d.message.contains("there is no ExternalAuthorizer"));
+    assert!(unexpected.is_none(), "{}: {unexpected:?}", path.display());
+    let policies: Vec<_> = outcome.config.policies.values().cloned().collect();
+    assert!(!policies.is_empty() && policies.iter().all(|policy| !policy.listeners.is_empty()));
+    policies
 }
 
-fn translate_rule(rule: &Yaml, keep: Keep) -> PolicyRule {
-    let list = |field: &str| rule.at(field).items();
-    PolicyRule {
-        from: list("from").iter().map(|from| source(from.at("source"), keep)).collect(),
-        to: list("to").iter().map(|to| operation(to.at("operation"), keep)).collect(),
-        when: list("when").iter().filter_map(|when| condition(when, keep)).collect(),
-    }
+pub fn cut(policy: &Policy, keep: Keep) -> Arc<Policy> {
+    let rules = policy.rules.iter().map(|rule| cut_rule(rule, keep)).collect();
+    Arc::new(Policy { rules, ..policy.clone() })
 }
 
-fn source(source: &Yaml, keep: Keep) -> PolicySource {
-    let nets = |field: &str, kind| texts(source.at(field), keep, kind).map(net).collect();
-    PolicySource {
-        ip_blocks: nets("ipBlocks", Kind::Peer),
-        not_ip_blocks: nets("notIpBlocks", Kind::Peer),
-        remote_ip_blocks: nets("remoteIpBlocks", Kind::Client),
-        not_remote_ip_blocks: nets("notRemoteIpBlocks", Kind::Client),
-    }
-}
-
-fn operation(operation: &Yaml, keep: Keep) -> PolicyOperation {
-    let patterns = |field: &str, kind| texts(operation.at(field), keep, kind).map(pattern).collect();
-    let ports =
-        |field: &str| texts(operation.at(field), keep, Kind::Port).map(|t| t.parse().unwrap()).collect();
-    PolicyOperation {
-        hosts: patterns("hosts", Kind::Host),
-        not_hosts: patterns("notHosts", Kind::Host),
-        ports: ports("ports"),
-        not_ports: ports("notPorts"),
-        methods: patterns("methods", Kind::Method),
-        not_methods: patterns("notMethods", Kind::Method),
-        paths: patterns("paths", Kind::Path),
-        not_paths: patterns("notPaths", Kind::Path),
-    }
-}
-
-fn condition(when: &Yaml, keep: Keep) -> Option<PolicyCondition> {
-    let name = when.at("key").text().unwrap();
-    let header = name.strip_prefix("request.headers[").and_then(|n| n.strip_suffix(']'));
-    let (key, kind) = match name {
-        _ if header.is_some() => {
-            (ConditionKey::RequestHeader(header.unwrap().to_ascii_lowercase().into()), Kind::Header)
+fn cut_rule(rule: &PolicyRule, keep: Keep) -> PolicyRule {
+    let mut cut = rule.clone();
+    cut.from.iter_mut().for_each(|source| cut_source(source, keep));
+    cut.to.iter_mut().for_each(|operation| cut_operation(operation, keep));
+    cut.when.retain(|when| keep.kind(kind(&when.key)));
+    for when in &mut cut.when {
+        for values in [&mut when.values, &mut when.not_values] {
+            values.retain(|value| match value {
+                ConditionValue::String(pattern) | ConditionValue::InList(pattern) => text(pattern, keep),
+                ConditionValue::Name(name) => keep.star || **name != *"*",
+                ConditionValue::Bearer(bearer) => is_kept(bearer, keep),
+                _ => true,
+            });
         }
-        "source.ip" => (ConditionKey::SourceIp, Kind::Peer),
-        "remote.ip" => (ConditionKey::RemoteIp, Kind::Client),
-        "destination.ip" => (ConditionKey::DestinationIp, Kind::Local),
-        "destination.port" => (ConditionKey::DestinationPort, Kind::Port),
-        "connection.sni" => (ConditionKey::Sni, Kind::ServerName),
-        _ => return None,
-    };
-    let value = |text: &str| match kind {
-        Kind::Header | Kind::ServerName => ConditionValue::String(pattern(text)),
-        Kind::Port => ConditionValue::Port(text.parse().unwrap()),
-        _ => ConditionValue::Ip(net(text)),
-    };
-    let values = |field: &str| texts(when.at(field), keep, kind).map(value).collect();
-    Some(PolicyCondition { key, values: values("values"), not_values: values("notValues") })
-}
-
-fn texts(list: &Yaml, keep: Keep, kind: Kind) -> impl Iterator<Item = &str> {
-    list.texts().filter(move |text| keep.kind(kind) && (keep.star || *text != "*"))
-}
-
-fn net(text: &str) -> IpNet {
-    text.parse().unwrap_or_else(|_| text.parse::<std::net::IpAddr>().unwrap().into())
-}
-
-fn pattern(text: &str) -> StringMatch {
-    match text {
-        "*" => StringMatch::Present,
-        t if t.contains("{*}") || t.contains("{**}") => StringMatch::Template(t.into()),
-        t if t.ends_with('*') => StringMatch::Prefix(t[..t.len() - 1].into()),
-        t if t.starts_with('*') => StringMatch::Suffix(t[1..].into()),
-        t => StringMatch::Exact(t.into()),
     }
+    cut
+}
+
+fn kind(key: &ConditionKey) -> Kind {
+    match key {
+        ConditionKey::RequestHeader(_) => Kind::Header,
+        ConditionKey::SourceIp => Kind::Peer,
+        ConditionKey::RemoteIp => Kind::Client,
+        ConditionKey::SourceNamespace
+        | ConditionKey::SourceServiceAccount
+        | ConditionKey::SourcePrincipal
+        | ConditionKey::SourceTrustDomain => Kind::Identity,
+        ConditionKey::RequestPrincipal | ConditionKey::Claim(_) => Kind::Token,
+        ConditionKey::DestinationIp => Kind::Local,
+        ConditionKey::DestinationPort => Kind::Port,
+        ConditionKey::Sni => Kind::ServerName,
+        ConditionKey::Metadata(..) => Kind::Metadata,
+    }
+}
+
+fn cut_source(source: &mut PolicySource, keep: Keep) {
+    for list in [&mut source.ip_blocks, &mut source.not_ip_blocks] {
+        list.retain(|_| keep.kind(Kind::Peer));
+    }
+    for list in [&mut source.remote_ip_blocks, &mut source.not_remote_ip_blocks] {
+        list.retain(|_| keep.kind(Kind::Client));
+    }
+    for list in [&mut source.principals, &mut source.not_principals] {
+        list.retain(|pattern| keep.kind(Kind::Identity) && text(pattern, keep));
+    }
+    let names = [
+        &mut source.namespaces,
+        &mut source.not_namespaces,
+        &mut source.trust_domains,
+        &mut source.not_trust_domains,
+    ];
+    for list in names {
+        list.retain(|name| keep.kind(Kind::Identity) && (keep.star || **name != *"*"));
+    }
+    for list in [&mut source.service_accounts, &mut source.not_service_accounts] {
+        list.retain(|_| keep.kind(Kind::Identity));
+    }
+    for list in [&mut source.request_principals, &mut source.not_request_principals] {
+        list.retain(|bearer| keep.kind(Kind::Token) && is_kept(bearer, keep));
+    }
+}
+
+fn cut_operation(operation: &mut PolicyOperation, keep: Keep) {
+    for (kind, some, none) in [
+        (Kind::Host, &mut operation.hosts, &mut operation.not_hosts),
+        (Kind::Method, &mut operation.methods, &mut operation.not_methods),
+        (Kind::Path, &mut operation.paths, &mut operation.not_paths),
+    ] {
+        for list in [some, none] {
+            list.retain(|pattern| keep.kind(kind) && text(pattern, keep));
+        }
+    }
+    for list in [&mut operation.ports, &mut operation.not_ports] {
+        list.retain(|_| keep.kind(Kind::Port));
+    }
+}
+
+fn text(pattern: &StringMatch, keep: Keep) -> bool {
+    keep.star || *pattern != StringMatch::Present
+}
+
+fn is_kept(bearer: &RequestPrincipal, keep: Keep) -> bool {
+    text(&bearer.issuer, keep) || text(&bearer.subject, keep)
 }

@@ -2,9 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use fieldgate_core::ir::{ConditionKey, ConditionValue, ConnectionFacts, Policy, StringMatch};
+use fieldgate_core::identity::{Metadata, PeerIdentity, Token};
+use fieldgate_core::ir::{
+    ConditionKey, ConditionValue, ConnectionFacts, Policy, ServiceAccount, StringMatch,
+};
 use fieldgate_core::{Method, RequestHead};
 use ipnet::IpNet;
+use serde_json::{Map, Value};
 
 /// A request with its facts.
 #[derive(Clone, Debug)]
@@ -14,6 +18,8 @@ pub struct Request {
     pub client: IpAddr,
     pub local: SocketAddr,
     pub server_name: Option<String>,
+    pub identity: Option<PeerIdentity>,
+    pub metadata: Metadata,
 }
 
 impl Request {
@@ -23,7 +29,7 @@ impl Request {
             client: self.client,
             local: self.local,
             sni: self.server_name.as_deref(),
-            identity: None,
+            identity: self.identity.as_ref(),
         }
     }
 }
@@ -41,13 +47,19 @@ struct Values {
     server_names: Vec<String>,
     headers: Vec<String>,
     header_names: Vec<String>,
+    /// Names of certificates.
+    names: Vec<String>,
+    issuers: Vec<String>,
+    subjects: Vec<String>,
+    claims: Vec<(Vec<String>, Vec<String>)>,
+    dynamic: Vec<(String, String, Vec<String>)>,
 }
 
 /// Some requests, always the same ones for the same policies.
 pub fn about(policies: &[std::sync::Arc<Policy>]) -> Vec<Request> {
     let values = Values::of(policies);
     let mut random = Random(0x5eed);
-    (0..600).map(|_| values.request(&mut random)).collect()
+    (0..200).map(|_| values.request(&mut random)).collect()
 }
 
 impl Values {
@@ -65,6 +77,11 @@ impl Values {
             server_names: texts("other.test "),
             headers: texts("other "),
             header_names: Vec::new(),
+            names: texts("https://other.test spiffe://td/ns/other/sa/other spiffe://other"),
+            issuers: texts("other "),
+            subjects: texts("other "),
+            claims: Vec::new(),
+            dynamic: Vec::new(),
         };
         let rules = || policies.iter().flat_map(|p| &p.rules);
         for source in rules().flat_map(|r| &r.from) {
@@ -74,6 +91,20 @@ impl Values {
                 .iter()
                 .chain(&source.not_remote_ip_blocks)
                 .for_each(|n| around(n, &mut values.clients));
+        }
+        for source in rules().flat_map(|r| &r.from) {
+            let whole = source.principals.iter().chain(&source.not_principals);
+            whole.for_each(|p| principals_like(p, &mut values.names));
+            let namespaces = source.namespaces.iter().chain(&source.not_namespaces);
+            namespaces.for_each(|n| namespaces_like(n, &mut values.names));
+            let domains = source.trust_domains.iter().chain(&source.not_trust_domains);
+            domains.for_each(|n| values.names.push(format!("spiffe://{}/ns/a/sa/b", n.replace('*', ".x"))));
+            let accounts = source.service_accounts.iter().chain(&source.not_service_accounts);
+            accounts.for_each(|a| accounts_like(a, &mut values.names));
+            for bearer in source.request_principals.iter().chain(&source.not_request_principals) {
+                like(&bearer.issuer, &mut values.issuers);
+                like(&bearer.subject, &mut values.subjects);
+            }
         }
         for to in rules().flat_map(|r| &r.to) {
             to.hosts.iter().chain(&to.not_hosts).for_each(|p| like(p, &mut values.hosts));
@@ -85,8 +116,25 @@ impl Values {
             if let ConditionKey::RequestHeader(name) = &when.key {
                 values.header_names.push(name.to_string());
             }
+            let mut texts = Vec::new();
             for value in when.values.iter().chain(&when.not_values) {
                 match (value, &when.key) {
+                    (ConditionValue::String(p), ConditionKey::SourcePrincipal) => {
+                        principals_like(p, &mut values.names);
+                    }
+                    (
+                        ConditionValue::String(p) | ConditionValue::InList(p),
+                        ConditionKey::Claim(_) | ConditionKey::Metadata(..),
+                    ) => {
+                        like(p, &mut texts);
+                    }
+                    (ConditionValue::Name(n), _) => namespaces_like(n, &mut values.names),
+                    (ConditionValue::Account(a), _) => accounts_like(a, &mut values.names),
+                    (ConditionValue::Bearer(bearer), _) => {
+                        like(&bearer.issuer, &mut values.issuers);
+                        like(&bearer.subject, &mut values.subjects);
+                    }
+                    (ConditionValue::InList(_), _) => unreachable!(),
                     (ConditionValue::String(p), ConditionKey::Sni) => like(p, &mut values.server_names),
                     (ConditionValue::String(p), _) => like(p, &mut values.headers),
                     (ConditionValue::Ip(net), ConditionKey::SourceIp) => around(net, &mut values.peers),
@@ -94,6 +142,16 @@ impl Values {
                     (ConditionValue::Ip(net), _) => around(net, &mut values.locals),
                     (ConditionValue::Port(port), _) => values.ports.push(*port),
                 }
+            }
+            texts.push("other".to_owned());
+            match &when.key {
+                ConditionKey::Claim(path) => {
+                    values.claims.push((path.iter().map(ToString::to_string).collect(), texts));
+                }
+                ConditionKey::Metadata(filter, key) => {
+                    values.dynamic.push((filter.to_string(), key.to_string(), texts));
+                }
+                _ => {}
             }
         }
         values
@@ -118,8 +176,93 @@ impl Values {
             client: *random.of(&self.clients),
             local: SocketAddr::new(*random.of(&self.locals), *random.of(&self.ports)),
             server_name: Some(server_name).filter(|n| !n.is_empty()),
+            identity: self.identity(random),
+            metadata: self.metadata(random),
         }
     }
+
+    fn identity(&self, random: &mut Random) -> Option<PeerIdentity> {
+        let mut names = || (0..random.next() % 3).map(|_| random.of(&self.names).as_str().into()).collect();
+        let uris: Vec<Box<str>> = names();
+        let subject = if random.next().is_multiple_of(2) { "CN=other" } else { "" };
+        (!random.next().is_multiple_of(4)).then(|| PeerIdentity {
+            uris,
+            subject: subject.into(),
+            ..PeerIdentity::default()
+        })
+    }
+
+    fn metadata(&self, random: &mut Random) -> Metadata {
+        let mut metadata = Metadata::default();
+        if !random.next().is_multiple_of(4) {
+            let mut claims = Map::new();
+            for (path, texts) in &self.claims {
+                let value = some_value(texts, random);
+                match &**path {
+                    [only] => drop(claims.insert(only.clone(), value)),
+                    [first, second] => {
+                        drop(claims.insert(first.clone(), serde_json::json!({ second.as_str(): value })));
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+            // The issuer of a claim is also one that a principal may have.
+            let issuer = match claims.get("iss").and_then(Value::as_str) {
+                Some(text) if random.next().is_multiple_of(2) => text.to_owned(),
+                _ => random.of(&self.issuers).clone(),
+            };
+            let subject = random.of(&self.subjects).clone();
+            claims.insert("iss".into(), issuer.as_str().into());
+            if !subject.is_empty() {
+                claims.insert("sub".into(), subject.as_str().into());
+            }
+            let token = Token { issuer, subject, claims, ..Token::default() };
+            metadata.tokens.push(token.into());
+        }
+        for (filter, key, texts) in &self.dynamic {
+            let value = some_value(texts, random);
+            metadata.dynamic.insert(filter.clone(), serde_json::json!({ key.as_str(): value }));
+        }
+        metadata
+    }
+}
+
+/// A text, a list of texts, or what is neither.
+fn some_value(texts: &[String], random: &mut Random) -> Value {
+    match random.next() % 5 {
+        0 => serde_json::json!([random.of(texts), 7, random.of(texts)]),
+        1 => serde_json::json!(7),
+        _ => serde_json::json!(random.of(texts)),
+    }
+}
+
+fn principals_like(pattern: &StringMatch, names: &mut Vec<String>) {
+    let mut texts = Vec::new();
+    like(pattern, &mut texts);
+    names.extend(texts.iter().map(|text| format!("spiffe://{text}")));
+    names.extend(texts);
+}
+
+fn namespaces_like(name: &str, names: &mut Vec<String>) {
+    for with in ["", "x", "/x"] {
+        let name = name.replace('*', with);
+        names.extend([
+            format!("spiffe://td/ns/{name}/sa/a"),
+            format!("spiffe://td/ns/{name}"),
+            format!("/ns/{name}/"),
+        ]);
+    }
+}
+
+fn accounts_like(account: &ServiceAccount, names: &mut Vec<String>) {
+    let ServiceAccount { namespace, name } = account;
+    names.extend([
+        format!("spiffe://td/ns/{namespace}/sa/{name}"),
+        format!("spiffe://td/ns/{namespace}/sa/{name}x"),
+        format!("spiffe://td/ns/{namespace}/x/y/sa/{name}/z"),
+        format!("spiffe:///ns/{namespace}/sa/{name}"),
+        format!("spiffe://td/ns/other/sa/{name}"),
+    ]);
 }
 
 /// Texts that a pattern takes, and some that it just does not.

@@ -36,11 +36,6 @@ impl Yaml {
     pub fn text(&self) -> Option<&str> {
         if let Self::Text(text) = self { Some(text) } else { None }
     }
-
-    /// The items of a list of texts.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.items().iter().filter_map(Yaml::text)
-    }
 }
 
 /// The documents of a file.
