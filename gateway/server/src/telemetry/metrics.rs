@@ -36,6 +36,7 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 const UNKNOWN: &str = "unknown";
 
 const COUNTERS: [(&str, &str); 19] = [
+const COUNTERS: [(&str, &str); 18] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
@@ -49,6 +50,7 @@ const COUNTERS: [(&str, &str); 19] = [
     ("fieldgate_mirror_requests_total", "Copies of requests for mirrors, by rule, pool and outcome."),
     ("fieldgate_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
     ("fieldgate_authz_total", "Requests that matched an authorization policy, by policy and action."),
+    ("fieldgate_guard_decisions_total", "What guards decided about requests, by guard, object and result."),
     (
         "fieldgate_client_certificates_refused_total",
         "Certificates of clients that were not believed, by listener and reason.",
@@ -79,6 +81,8 @@ pub struct Telemetry {
     istio: Mutex<BTreeMap<String, Arc<IstioSeries>>>,
     own: Mutex<BTreeMap<&'static str, BTreeMap<String, Counter>>>,
     stages: [Histogram; STAGES.len()],
+    /// Of guards that ask, by their labels.
+    guard_seconds: Mutex<BTreeMap<String, Arc<Histogram>>>,
 }
 
 /// The series that one set of Istio's labels has.
@@ -115,6 +119,7 @@ impl Telemetry {
             istio: Mutex::default(),
             own: Mutex::default(),
             stages: std::array::from_fn(|_| Histogram::new(STAGE_BOUNDS, 1e-9)),
+            guard_seconds: Mutex::default(),
         };
         telemetry
             .gauge("istio_build", &[("component", "proxy"), ("tag", env!("CARGO_PKG_VERSION"))])
@@ -153,6 +158,14 @@ impl Telemetry {
         for (stage, histogram) in STAGES.iter().zip(&self.stages) {
             family.histogram(&label_text([("stage", *stage)]), histogram);
         }
+        let guards = lock(&self.guard_seconds);
+        if !guards.is_empty() {
+            let help = "How long those take whom guards ask, in seconds.";
+            let mut family = Family::begin(out, "fieldgate_guard_seconds", "histogram", help);
+            for (labels, histogram) in guards.iter() {
+                family.histogram(labels, histogram);
+            }
+        }
     }
 
     /// The counter of access log lines that were dropped.
@@ -162,6 +175,13 @@ impl Telemetry {
 
     pub(super) fn stage(&self, index: usize) -> &Histogram {
         &self.stages[index]
+    }
+
+    /// The time of a guard's questions. The configuration bounds how many guards there are.
+    pub(super) fn guard_seconds(&self, labels: &[(&'static str, String)]) -> Arc<Histogram> {
+        let text = label_text(labels.iter().map(|(name, value)| (*name, value.as_str())));
+        let mut guards = lock(&self.guard_seconds);
+        guards.entry(text).or_insert_with(|| Arc::new(Histogram::new(STAGE_BOUNDS, 1e-9))).clone()
     }
 
     /// A counter of our own, bounded in the number of its series.

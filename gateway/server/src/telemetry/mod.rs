@@ -6,6 +6,7 @@
 pub mod access_log;
 mod clients;
 pub mod exposition;
+mod guards;
 mod metrics;
 mod mirrors;
 pub mod outcome;
@@ -16,6 +17,7 @@ mod series;
 #[cfg(test)]
 mod testing;
 
+pub use guards::GuardResult;
 pub use metrics::{Telemetry, backend_name, route_of};
 pub use mirrors::{MirrorCounts, MirrorOutcome};
 pub use outcome::{Outcome, Stages};

@@ -4,13 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use fieldgate_core::guard::Guard;
 use fieldgate_core::ir::{ListenerKey, Mirror, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
 use fieldgate_wire::tls::Refusal as Refused;
 use metrics::{Counter, Gauge};
 use rustc_hash::FxHashMap;
 
 use super::clients::Clients;
+use super::guards::{GuardResult, Guards};
 use super::metrics::{IstioLabels, IstioSeries, Telemetry};
 use super::mirrors::MirrorCounts;
 use super::outcome::{Outcome, STAGES};
@@ -21,7 +24,7 @@ use crate::overload::Refusal;
 
 /// Flushes without a request after which a cell is forgotten. Its counts are safe in the shared series; forgetting it
 /// lets go of the rule and the pool, which a reload may have replaced.
-const IDLE_FLUSHES: u32 = 60;
+pub(super) const IDLE_FLUSHES: u32 = 60;
 
 /// The metrics of one worker.
 pub struct Recorder {
@@ -35,6 +38,7 @@ pub struct Recorder {
     mirrors: RefCell<FxHashMap<usize, Rc<MirrorCounts>>>,
     refusals: Refusals,
     clients: Clients,
+    guards: Guards,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -93,6 +97,7 @@ impl Recorder {
             mirrors: RefCell::default(),
             refusals: Refusals::new(telemetry),
             clients: Clients::default(),
+            guards: Guards::default(),
         }
     }
 
@@ -175,6 +180,16 @@ impl Recorder {
         cell.matches.add();
     }
 
+    /// Counts what a guard has decided.
+    pub fn guard(&self, guard: &dyn Guard, result: GuardResult) {
+        self.guards.decided(&self.telemetry, guard, result);
+    }
+
+    /// Counts an answer that a guard waited for.
+    pub fn guard_asked(&self, guard: &dyn Guard, took: Duration) {
+        self.guards.asked(&self.telemetry, guard, took);
+    }
+
     /// The counts of a mirror of the rule `rule`.
     pub fn mirror(&self, mirror: &Arc<Mirror>, rule: &str) -> Rc<MirrorCounts> {
         let mut mirrors = self.mirrors.borrow_mut();
@@ -196,6 +211,7 @@ impl Recorder {
         self.mirrors.borrow_mut().retain(|_, counts| MirrorCounts::flush(counts) < IDLE_FLUSHES);
         self.refusals.flush();
         self.clients.flush();
+        self.guards.flush();
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {

@@ -195,6 +195,10 @@ struct Known<'p> {
     answer: Option<(u8, Result<Answered, NoAnswer>)>,
     /// Guards that are not done with the request when it goes on.
     following: Vec<&'p dyn Guard>,
+    /// When the question was put that waits for an answer.
+    asked: Option<Instant>,
+    /// A guard let the request pass without an answer.
+    failed_open: bool,
 }
 
 pub(super) struct Forward<'p> {

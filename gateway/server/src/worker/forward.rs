@@ -71,6 +71,17 @@ pub fn prepare_request(
     }
 }
 
+/// Takes off what is of the client's connection, or only the gateway may write, before guards see a head and write into it:
+/// a client must not be able to name in `connection` what they add.
+pub fn disconnect(headers: &mut Headers) {
+    // A route may match it.
+    let upgrade = headers.get_id(HeaderId::Upgrade).map(<[u8]>::to_vec);
+    remove_hop_by_hop(headers, |_, name| name.starts_with(b"x-envoy-"));
+    if let Some(upgrade) = upgrade {
+        headers.push_known(HeaderId::Upgrade, "upgrade", &upgrade);
+    }
+}
+
 /// Makes an upstream's head fit for the client.
 pub fn prepare_response(head: &mut ResponseHead) {
     let ours = |id, _: &[u8]| matches!(id, HeaderId::PeerMetadata | HeaderId::PeerMetadataId);
@@ -338,6 +349,25 @@ mod tests {
             head.headers.iter().map(|(_, n, _)| String::from_utf8_lossy(n).into_owned()).collect();
         assert_eq!(names, ["a", "x-forwarded-for", "x-forwarded-proto", "x-request-id"]);
         assert_ne!(head.headers.get("x-request-id"), Some(&b"theirs"[..]));
+    }
+
+    #[test]
+    fn connection_cannot_take_away_what_guards_add() {
+        let mut head = RequestHead::default();
+        for (name, value) in [
+            ("connection", "x-user, upgrade"),
+            ("upgrade", "websocket"),
+            ("x-user", "forged"),
+            ("x-envoy-a", "1"),
+        ] {
+            head.headers.push(name.as_bytes(), value.as_bytes());
+        }
+        disconnect(&mut head.headers);
+        assert_eq!(head.headers.get("upgrade"), Some(&b"websocket"[..]));
+        assert_eq!(head.headers.len(), 1);
+        head.headers.push(b"x-user", b"alice");
+        prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, || 1);
+        assert_eq!(head.headers.get("x-user"), Some(&b"alice"[..]));
     }
 
     #[test]

@@ -10,6 +10,9 @@ use h2::server::SendResponse;
 use super::forward::{connection_option, http2_response};
 use super::side::{H1Side, write_field};
 
+/// Bytes of a body that become a `grpc-message`.
+const GRPC_MESSAGE: usize = 1024;
+
 /// A response of the gateway's own, with who is to blame.
 #[derive(Debug)]
 pub struct Answer {
@@ -68,7 +71,7 @@ impl Answer {
     fn with_grpc_status(mut self, code: u16) -> Self {
         self.headers.push(b"content-type", b"application/grpc");
         self.headers.push(b"grpc-status", code.to_string().as_bytes());
-        self.headers.push(b"grpc-message", self.body.trim_end().as_bytes());
+        self.headers.push(b"grpc-message", percent_encoded(self.body.trim_end()).as_bytes());
         self.status = 200;
         self.body = Cow::Borrowed("");
         self
@@ -86,6 +89,21 @@ impl Answer {
         fields.push(b"server", b"fieldgate");
         fields
     }
+}
+
+/// A `grpc-message` as gRPC writes it in a header (its specification over HTTP/2, "Percent-Encoded"), of bounded length.
+fn percent_encoded(message: &str) -> String {
+    let mut encoded = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        if encoded.len() > GRPC_MESSAGE {
+            break;
+        }
+        match byte {
+            b' '..=b'~' if byte != b'%' => encoded.push(byte.into()),
+            _ => encoded.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    encoded
 }
 
 /// Puts the answer into the side's output.
@@ -128,4 +146,16 @@ pub fn write_status(out: &mut Vec<u8>, status: u16) {
     let reason = http::StatusCode::from_u16(status).ok().and_then(|s| s.canonical_reason()).unwrap_or("");
     out.extend_from_slice(reason.as_bytes());
     out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grpc_message_cannot_end_its_field() {
+        assert_eq!(percent_encoded("no way"), "no way");
+        assert_eq!(percent_encoded("a\r\nx: 100% ä"), "a%0D%0Ax: 100%25 %C3%A4");
+        assert!(percent_encoded(&"\n".repeat(10_000)).len() <= GRPC_MESSAGE + 3);
+    }
 }

@@ -9,11 +9,14 @@ use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
 use fieldgate_core::route::Entry;
 use fieldgate_plugins::authz::{self, Authorizer, Provider};
+use fieldgate_core::snapshot::CompiledListener;
+use fieldgate_plugins::authz::Authorizer;
 use fieldgate_wire::h1::BodyKind;
 
 use super::decide::{Stop, of_local};
 use super::{Request, Walk};
 use crate::published::{ListenerPolicy, Published, Step};
+use crate::telemetry::GuardResult;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker};
 
@@ -24,6 +27,7 @@ pub(super) fn admit<'p>(
     conn: &Connection,
     policy: &'p ListenerPolicy,
     published: &Published,
+    listener: &CompiledListener,
     policy: &ListenerPolicy,
     request: &mut Request,
     walk: &mut Walk<'p>,
@@ -34,6 +38,9 @@ pub(super) fn admit<'p>(
             Step::Custom(authorizer, provider) => {
                 let provider = &authorizer.providers()[*provider];
                 custom(worker, conn, published, authorizer, provider, request, walk)?;
+            Step::Guard(guard) => {
+                let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
+                consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
             }
             Step::Authorize(authorizer) => authorize(worker, conn, authorizer, request, walk)?,
         }
@@ -91,12 +98,34 @@ fn consult<'p>(
     };
     let verdict = match answer {
         None => guard.begin(&mut guarded),
-        Some((step, answer)) => guard.resume(&mut guarded, step, answer),
+        Some((step, answer)) => {
+            if let Some(asked) = known.asked.take() {
+                worker.recorder.guard_asked(guard, guarded.now - asked);
+            }
+            guard.resume(&mut guarded, step, answer)
+        }
     };
     match verdict {
         Verdict::Continue | Verdict::FailOpen => Ok(()),
         Verdict::Ask(callout) => Err(Stop::Ask(callout)),
+        Verdict::Continue => {
+            worker.recorder.guard(guard, GuardResult::Allowed);
+            Ok(())
+        }
+        Verdict::FailOpen => {
+            worker.recorder.guard(guard, GuardResult::FailedOpen);
+            known.failed_open = true;
+            Ok(())
+        }
+        Verdict::Ask(callout) => {
+            known.asked = callout.client_body.is_none().then(Instant::now);
+            Err(Stop::Ask(callout))
+        }
         Verdict::Respond(response) => {
+            // As Envoy's details of answers that nobody has decided on end.
+            let error = response.details.ends_with("_error");
+            let result = if error { GuardResult::Error } else { GuardResult::Denied };
+            worker.recorder.guard(guard, result);
             let mut answer = of_local(*response);
             for (_, name, value) in known.response_headers.iter() {
                 answer.headers.push(name, value);

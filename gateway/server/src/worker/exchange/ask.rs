@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use fieldgate_core::guard::{BodyWish, Callout, NoAnswer};
+use fieldgate_core::guard::{Answered, BodyWish, Callout, NoAnswer};
 use fieldgate_core::{HeaderId, Version};
 use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
@@ -57,6 +57,7 @@ pub(super) async fn ask_around<'p>(
                 }
             }
         };
+        log.failure = no_answer(&answer).or(log.failure.take());
         walk.known.get_or_insert_default().answer = Some((step, answer));
         match decide(worker, conn, published, request, log, &mut walk) {
             Decision::Ask(next) => callout = next,
@@ -75,6 +76,16 @@ pub(super) async fn ask_around<'p>(
         }
         (decision, _) => decision,
     })
+}
+
+/// Why nobody answered, for the log.
+fn no_answer(answer: &Result<Answered, NoAnswer>) -> Option<String> {
+    match answer {
+        Err(NoAnswer::Unreachable(why)) => Some(why.clone()),
+        Err(NoAnswer::Timeout) => Some("no answer to a guard's question in time".into()),
+        Err(NoAnswer::TooLong) => Some("an answer to a guard's question is too long".into()),
+        Ok(_) | Err(NoAnswer::Body(..) | NoAnswer::BodyTooLong) => None,
+    }
 }
 
 /// What the gateway itself has too much of is no question of whether a guard lets requests pass without an answer.
@@ -172,6 +183,10 @@ fn no_body(error: SideError) -> NoBody {
     match error {
         SideError::Malformed(_) | SideError::TooLong => NoBody::Malformed(error),
         SideError::Io(_) | SideError::Reset(_) => NoBody::Gone,
+    if matches!(error, SideError::Io(_) | SideError::Reset(_)) {
+        NoBody::Gone
+    } else {
+        NoBody::Malformed(error)
     }
 }
 

@@ -20,6 +20,9 @@ use crate::published::Published;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker, forward, mirror, mutual};
 
+/// What a guard has written and not the client, whose own was taken off before (see `fieldgate_plugins::ext_authz`).
+const FAILED_OPEN: &str = "x-envoy-auth-failure-mode-allowed";
+
 /// A stream that may be idle for ever is given up after this.
 const FOREVER: Duration = Duration::from_hours(24 * 365);
 
@@ -115,6 +118,10 @@ fn decide_or_stop<'p>(
     } else {
         if let Some(policy) = published.policies.get(&listener.ir.key) {
             admit::admit(worker, conn, published, policy, request, walk)?;
+            if walk.known.is_none() {
+                forward::disconnect(&mut request.head.headers);
+            }
+            admit::admit(worker, conn, listener, policy, request, walk)?;
         }
         let entry = listener.route(&request.head).ok_or_else(not_found)?;
         log.entry = Some(entry);
@@ -124,6 +131,13 @@ fn decide_or_stop<'p>(
             own: conn.proof.as_ref().and_then(|proof| proof.element.as_deref()),
         };
         forward::prepare_request(&mut request.head, peer, trusted_hops, client_cert, || worker.random());
+        let headers = &request.head.headers;
+        let failed_open =
+            walk.known.as_ref().is_some_and(|k| k.failed_open) && headers.get(FAILED_OPEN).is_some();
+        forward::prepare_request(&mut request.head, peer, trusted_hops, || worker.random());
+        if failed_open {
+            request.head.headers.set(FAILED_OPEN, b"true");
+        }
         entry
     };
     let rule = &entry.rule;
