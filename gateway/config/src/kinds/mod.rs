@@ -12,6 +12,7 @@ mod backend_traffic;
 pub mod check;
 pub mod destination_rule;
 pub mod duration;
+pub mod edge_policy;
 pub mod fieldgate;
 mod filter;
 mod foreign;
@@ -68,6 +69,7 @@ pub enum Kind {
     Pool,
     SplitPolicy,
     TrafficPolicy,
+    EdgePolicy,
     RateLimitPolicy,
     DestinationRule,
     BackendTrafficPolicy,
@@ -100,6 +102,7 @@ pub enum Spec {
     Pool(Box<pool::PoolSpec>),
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
+    EdgePolicy(Box<edge_policy::EdgePolicySpec>),
     RateLimitPolicy(Box<rate_limit::RateLimitPolicySpec>),
     DestinationRule(Box<destination_rule::DestinationRuleSpec>),
     BackendTrafficPolicy(Box<XBackendTrafficPolicySpec>),
@@ -125,6 +128,7 @@ impl Kind {
         Kind::Pool,
         Kind::SplitPolicy,
         Kind::TrafficPolicy,
+        Kind::EdgePolicy,
         Kind::RateLimitPolicy,
         Kind::DestinationRule,
         Kind::BackendTrafficPolicy,
@@ -150,6 +154,7 @@ impl Kind {
             Kind::Pool => "Pool",
             Kind::SplitPolicy => "SplitPolicy",
             Kind::TrafficPolicy => "TrafficPolicy",
+            Kind::EdgePolicy => "EdgePolicy",
             Kind::RateLimitPolicy => "RateLimitPolicy",
             Kind::DestinationRule => "DestinationRule",
             Kind::BackendTrafficPolicy => "XBackendTrafficPolicy",
@@ -172,7 +177,11 @@ impl Kind {
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
             Kind::AuthorizationPolicy | Kind::RequestAuthentication => "security.istio.io",
             Kind::BackendTrafficPolicy => "gateway.networking.x-k8s.io",
-            Kind::Pool | Kind::SplitPolicy | Kind::TrafficPolicy | Kind::RateLimitPolicy => "fieldgate.dev",
+            Kind::Pool
+            | Kind::SplitPolicy
+            | Kind::TrafficPolicy
+            | Kind::EdgePolicy
+            | Kind::RateLimitPolicy => "fieldgate.dev",
         }
     }
 
@@ -192,6 +201,7 @@ impl Kind {
             Kind::Pool
             | Kind::SplitPolicy
             | Kind::TrafficPolicy
+            | Kind::EdgePolicy
             | Kind::RateLimitPolicy
             | Kind::BackendTrafficPolicy => &["v1alpha1"],
             Kind::AuthorizationPolicy | Kind::RequestAuthentication => &["v1", "v1beta1"],
@@ -318,6 +328,7 @@ fn read_spec(
         Kind::TrafficPolicy => {
             Spec::TrafficPolicy(checked(root, reader, checks, traffic_policy::check_traffic_policy)?)
         }
+        Kind::EdgePolicy => Spec::EdgePolicy(checked(root, reader, checks, edge_policy::check_edge_policy)?),
         Kind::RateLimitPolicy => {
             Spec::RateLimitPolicy(checked(root, reader, checks, rate_limit::check_rate_limit_policy)?)
         }

@@ -14,7 +14,7 @@ use super::attached::{Refusal, named, rules};
 use super::backends::{BackendRef, resolve};
 use super::rate_limits;
 use super::routes::Surroundings;
-use super::{Notes, NotesOf};
+use super::{Notes, NotesOf, address_lists, edge_policies};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::fieldgate::TargetRef;
@@ -31,7 +31,7 @@ pub(crate) struct Maker {
 }
 
 /// In the order in which guards are asked.
-const MAKERS: &[Maker] = &[rate_limits::MAKER];
+const MAKERS: &[Maker] = &[edge_policies::MAKER, rate_limits::MAKER];
 
 /// All guards and their places.
 #[derive(Debug, Default)]
@@ -41,6 +41,8 @@ pub(crate) struct Guards {
     places: BTreeMap<(ObjectKey, Option<String>), Vec<Placed>>,
     /// What all of them name, there or not.
     targets: BTreeSet<ObjectKey>,
+    /// What was read of lists of addresses; kept from one translation to the next.
+    pub lists: Arc<address_lists::Lists>,
 }
 
 /// Where in the order a guard comes.
@@ -79,7 +81,7 @@ pub(crate) fn service(
 
 impl Guards {
     pub fn translate(around: &Surroundings<'_>, notes: &mut NotesOf) -> Self {
-        let mut all = Self::default();
+        let mut all = Self { lists: around.guards.lists.clone(), ..Self::default() };
         for (at, maker) in MAKERS.iter().enumerate() {
             for object in around.objects.of(maker.kind) {
                 let note = notes.entry(object.key()).or_default();

@@ -6,12 +6,14 @@
 //! memory, so that nothing after it has work to do. The result is that of a translation from scratch; a property test
 //! holds it to that. There is no IO here, and nothing decides about a request.
 
+mod address_lists;
 mod attached;
 mod authentications;
 mod backend_traffic;
 mod backends;
 mod client_tls;
 mod destination_rules;
+mod edge_policies;
 mod filters;
 mod gateways;
 mod guards;
@@ -162,9 +164,9 @@ impl Translator {
         if gateways {
             all_routes |= self.redo_gateways();
         }
-        let mut guards = gateways || dirt.kinds.iter().any(|k| guards::is_guard(*k));
         let pools =
             dirt.any(pools::SOURCES) || dirt.any(pools::SETTINGS) || std::mem::take(&mut self.other_workload);
+        let mut guards = gateways || dirt.kinds.iter().any(|k| guards::is_guard(*k) || *k == Kind::ConfigMap);
         if pools || dirt.grpc_targets || dirt.any(&[Kind::ReferenceGrant]) {
             let others = self.redo_pools() || pools::SOURCES.iter().any(|k| dirt.membership.contains(k));
             all_routes |= others;
