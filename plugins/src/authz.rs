@@ -10,7 +10,6 @@
 //! HTTP/2, where they come in pieces, and for CEL expressions).
 //! Selectors and targets are resolved before: an [`Authorizer`] has the policies of one listener. Nobody is asked here.
 
-mod address;
 mod connection;
 mod decision;
 mod group;

@@ -68,6 +68,8 @@ impl Configuration {
     /// [`Configuration::apply`] on, which may be of no files.
     pub fn set_workload(&mut self, workload: Option<Workload>) {
         self.translator.set_workload(workload);
+    }
+
     /// The same, of a gateway whose trust domain has these names.
     #[must_use]
     pub fn in_trust_domains(mut self, own: translate::TrustDomains) -> Self {

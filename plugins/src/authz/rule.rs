@@ -4,13 +4,9 @@ use std::net::IpAddr;
 
 use fieldgate_core::identity::{Metadata, PeerIdentity, Token};
 use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, StringMatch};
-use fieldgate_core::{HeaderId, RequestHead, Version};
+use fieldgate_core::{AddressSet, HeaderId, RequestHead, Version};
 use ipnet::IpNet;
 
-use super::RuleRef;
-use super::text::{Invalid, Star, Text};
-use fieldgate_core::AddressSet;
-use super::address::AddressSet;
 use super::peer::Peers;
 use super::text::{Invalid, Star, Text, texts};
 use super::token::{Bearers, Claim, Dynamic};

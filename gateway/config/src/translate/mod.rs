@@ -34,10 +34,9 @@ mod tests;
 mod traffic_policies;
 mod upstream_tls;
 
+pub use policies::TrustDomains;
 pub(crate) use targets::ROOT as ROOT_NAMESPACE;
 pub use upstream_tls::Workload;
-pub(crate) use policies::ROOT as ROOT_NAMESPACE;
-pub use policies::TrustDomains;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -150,6 +149,8 @@ impl Translator {
     /// Says what the gateway is known by in its mesh. It counts from the next change on.
     pub fn set_workload(&mut self, workload: Option<Workload>) {
         self.other_workload |= self.pools.set_workload(workload);
+    }
+
     /// Says what the gateway's trust domain is called. It counts from the next translation of policies on.
     pub fn set_trust_domains(&mut self, own: TrustDomains) {
         self.trust_domains = own;

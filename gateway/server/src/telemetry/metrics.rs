@@ -35,8 +35,7 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 
 const UNKNOWN: &str = "unknown";
 
-const COUNTERS: [(&str, &str); 19] = [
-const COUNTERS: [(&str, &str); 18] = [
+const COUNTERS: &[(&str, &str)] = &[
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
@@ -68,7 +67,7 @@ const COUNTERS: [(&str, &str); 18] = [
     ("fieldgate_file_shortages_total", "Times when there was no file for a new connection."),
 ];
 
-const GAUGES: [(&str, &str); 2] = [
+const GAUGES: &[(&str, &str)] = &[
     ("fieldgate_downstream_connections_active", "Connections that clients hold open, by listener."),
     ("istio_build", "The version that is running; always 1."),
 ];
@@ -106,10 +105,10 @@ impl Telemetry {
     /// Metrics that all stand at zero.
     pub fn new() -> Arc<Self> {
         let recorder = PrometheusBuilder::new().build_recorder();
-        for (name, help) in COUNTERS {
+        for (name, help) in COUNTERS.iter().copied() {
             recorder.describe_counter(KeyName::from_const_str(name), None, help.into());
         }
-        for (name, help) in GAUGES {
+        for (name, help) in GAUGES.iter().copied() {
             recorder.describe_gauge(KeyName::from_const_str(name), None, help.into());
         }
         let telemetry = Self {

@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(head.headers.get("upgrade"), Some(&b"websocket"[..]));
         assert_eq!(head.headers.len(), 1);
         head.headers.push(b"x-user", b"alice");
-        prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, || 1);
+        prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, ClientCert::default(), || 1);
         assert_eq!(head.headers.get("x-user"), Some(&b"alice"[..]));
     }
 

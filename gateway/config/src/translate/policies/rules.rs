@@ -263,7 +263,7 @@ fn operation(o: &Operation, place: &str) -> Result<PolicyOperation, Problem> {
 }
 
 /// Istio's notation of a text.
-pub(super) fn string(text: &str) -> StringMatch {
+pub(crate) fn string(text: &str) -> StringMatch {
     if text == "*" {
         StringMatch::Present
     } else if let Some(suffix) = text.strip_prefix('*') {
@@ -275,7 +275,7 @@ pub(super) fn string(text: &str) -> StringMatch {
     }
 }
 
-fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
+pub(crate) fn paths(list: &[String], place: &str, field: &str) -> Result<Vec<StringMatch>, Problem> {
     let parse = |(at, text): (usize, &String)| -> Result<StringMatch, Problem> {
         match template_problem(text) {
             None if is_template(text) => Ok(StringMatch::Template(text.as_str().into())),

@@ -8,9 +8,8 @@ use fieldgate_core::guard::{Guard, Guarded, Verdict};
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
 use fieldgate_core::route::Entry;
-use fieldgate_plugins::authz::{self, Authorizer, Provider};
 use fieldgate_core::snapshot::CompiledListener;
-use fieldgate_plugins::authz::Authorizer;
+use fieldgate_plugins::authz::{self, Authorizer, Provider};
 use fieldgate_wire::h1::BodyKind;
 
 use super::decide::{Stop, of_local};
@@ -25,19 +24,18 @@ use crate::worker::{Connection, Worker};
 pub(super) fn admit<'p>(
     worker: &Worker,
     conn: &Connection,
-    policy: &'p ListenerPolicy,
-    published: &Published,
+    published: &'p Published,
     listener: &CompiledListener,
-    policy: &ListenerPolicy,
+    policy: &'p ListenerPolicy,
     request: &mut Request,
     walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     for step in policy.steps.iter().skip(walk.steps as usize) {
         match step {
-            Step::Guard(guard) => consult(worker, conn, &**guard, None, request, walk)?,
             Step::Custom(authorizer, provider) => {
                 let provider = &authorizer.providers()[*provider];
                 custom(worker, conn, published, authorizer, provider, request, walk)?;
+            }
             Step::Guard(guard) => {
                 let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
                 consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
@@ -106,8 +104,6 @@ fn consult<'p>(
         }
     };
     match verdict {
-        Verdict::Continue | Verdict::FailOpen => Ok(()),
-        Verdict::Ask(callout) => Err(Stop::Ask(callout)),
         Verdict::Continue => {
             worker.recorder.guard(guard, GuardResult::Allowed);
             Ok(())
@@ -138,14 +134,14 @@ fn consult<'p>(
 /// Asks the provider of CUSTOM policies about a request that one of them matches. Once it was asked, the answer is
 /// for it, whatever it has changed of the head.
 #[allow(clippy::result_large_err)] // see `admit`
-fn custom(
+fn custom<'p>(
     worker: &Worker,
     conn: &Connection,
-    published: &Published,
+    published: &'p Published,
     authorizer: &Authorizer,
     provider: &Provider,
     request: &mut Request,
-    walk: &mut Walk<'_>,
+    walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
     let guard = provider.guard.as_ref().and_then(|guard| published.guards.get(&guard.id));
     let answered = walk.known.as_ref().is_some_and(|known| known.answer.is_some());

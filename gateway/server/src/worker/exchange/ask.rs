@@ -180,9 +180,6 @@ fn poll_keep(
 }
 
 fn no_body(error: SideError) -> NoBody {
-    match error {
-        SideError::Malformed(_) | SideError::TooLong => NoBody::Malformed(error),
-        SideError::Io(_) | SideError::Reset(_) => NoBody::Gone,
     if matches!(error, SideError::Io(_) | SideError::Reset(_)) {
         NoBody::Gone
     } else {

@@ -117,11 +117,10 @@ fn decide_or_stop<'p>(
         entry
     } else {
         if let Some(policy) = published.policies.get(&listener.ir.key) {
-            admit::admit(worker, conn, published, policy, request, walk)?;
             if walk.known.is_none() {
                 forward::disconnect(&mut request.head.headers);
             }
-            admit::admit(worker, conn, listener, policy, request, walk)?;
+            admit::admit(worker, conn, published, listener, policy, request, walk)?;
         }
         let entry = listener.route(&request.head).ok_or_else(not_found)?;
         log.entry = Some(entry);
@@ -130,11 +129,10 @@ fn decide_or_stop<'p>(
             mode: listener.ir.client.client_cert,
             own: conn.proof.as_ref().and_then(|proof| proof.element.as_deref()),
         };
-        forward::prepare_request(&mut request.head, peer, trusted_hops, client_cert, || worker.random());
         let headers = &request.head.headers;
         let failed_open =
             walk.known.as_ref().is_some_and(|k| k.failed_open) && headers.get(FAILED_OPEN).is_some();
-        forward::prepare_request(&mut request.head, peer, trusted_hops, || worker.random());
+        forward::prepare_request(&mut request.head, peer, trusted_hops, client_cert, || worker.random());
         if failed_open {
             request.head.headers.set(FAILED_OPEN, b"true");
         }
