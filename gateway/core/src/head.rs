@@ -503,8 +503,14 @@ impl RequestHead {
     /// Takes the dot off that says that a host name is complete: `shop.example.` is `shop.example`, and to no policy may
     /// they be two.
     pub fn drop_trailing_dot(&mut self) {
-        let end = self.host().len();
-        if end > 1 && self.authority.as_bytes()[end - 1] == b'.' {
+        let bytes = self.authority.as_bytes();
+        // By the end alone: nearly no name has one, and every request is asked.
+        let port = bytes.iter().rev().take_while(|b| b.is_ascii_digit()).count();
+        let end = match bytes.len().checked_sub(port + 1) {
+            Some(colon) if bytes[colon] == b':' => colon,
+            _ => bytes.len(),
+        };
+        if end > 1 && bytes[end - 1] == b'.' {
             self.authority.remove(end - 1);
         }
     }
@@ -551,10 +557,8 @@ pub fn split_port(authority: &str) -> (&str, Option<u16>) {
     if bytes[last] == b']' {
         return (authority, None);
     }
-    let colon = match authority[..last].rfind(']') {
-        Some(end) => authority[end..].find(':').map_or(last, |i| i + end),
-        None => last,
-    };
+    let literal = if bytes[0] == b'[' { authority[..last].rfind(']') } else { None };
+    let colon = literal.map_or(last, |end| authority[end..].find(':').map_or(last, |i| i + end));
     (&authority[..colon], authority[colon + 1..].parse().ok())
 }
 
