@@ -16,6 +16,9 @@ use super::faults::Fault;
 
 /// By then a fault can be known: two active checks a second apart that fail within a second, and the time to start.
 const KNOWN: Duration = Duration::from_secs(4);
+/// By then whatever was in flight when a backend went is over: it ends with the backend. No request comes to one whose
+/// handshakes fail.
+const OVER: Duration = Duration::from_millis(500);
 /// A backend that gets nothing for so long is out: it would have had dozens of requests.
 const OUT: Duration = Duration::from_secs(1);
 
@@ -87,6 +90,9 @@ pub fn account(fault: &Fault, span: &Span, records: &[Record], sent: Option<&[Se
             account.recovery = latest(span, |host| recovery(span, sent, host));
         }
     }
+    if sent.is_none() && fault.is_of_tls() {
+        account.recovery = latest(span, |host| first_answer(span, records, host));
+    }
     account
 }
 
@@ -122,6 +128,7 @@ impl Judge<'_> {
         // What is in flight when a host goes may end long after.
         let known = if self.fault.is_mild() { self.span.end } else { self.span.begin + KNOWN };
         let known = known.max(self.span.begin + self.fault.lasts(Duration::ZERO) + KNOWN);
+        let known = if self.fault.is_of_tls() { self.span.begin + OVER } else { known };
         match self.tries {
             Some(_) => self.met(record).is_some_and(|met| met <= known),
             None => record.due <= known && record.end >= self.span.begin,
@@ -189,6 +196,13 @@ fn ejection(span: &Span, sent: &[Sent], host: usize) -> Option<f64> {
 fn recovery(span: &Span, sent: &[Sent], host: usize) -> Option<f64> {
     let first = sent.iter().find(|one| one.host == host && one.at >= span.end)?;
     Some((first.at - span.end).as_secs_f64())
+}
+
+/// As [`recovery`], by the answers that clients got.
+fn first_answer(span: &Span, records: &[Record], host: usize) -> Option<f64> {
+    let name = format!("b{host}");
+    let ends = records.iter().filter(|record| record.backend == name && record.end >= span.end);
+    Some((ends.map(|record| record.end).min()? - span.end).as_secs_f64())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::account::{self, Account, Span};
 use super::capture::Capture;
-use super::farm::Farm;
+use super::farm::{Farm, Secrets};
 use super::faults::{self, FAULTS, Fault, Kind};
 use super::network::Network;
 use super::proxies::{self, Job, Proxy, Purpose, Targets};
@@ -45,7 +45,7 @@ pub fn run(context: &Context) -> Outcome {
     let (network, why) = Network::new(BACKENDS);
     let network = Arc::new(network);
     let (proxies, mut skipped) = proxies::find(context)?;
-    skipped.push("tls: not part of this scenario".to_owned());
+    skipped.push("for tls-*, what a capture tells: it sees no requests".to_owned());
     skipped.extend(why.map(|why| format!("no network namespace, so no capture: {why}")));
     let mut chosen = choose(context)?;
     chosen.retain(|fault| {
@@ -116,17 +116,19 @@ fn play(
     let (lasting, after) = (context.count(seconds + 3, 3), context.count(seconds + 7, 3));
     let directory = stage.path().join(format!("{}-{}", proxy.name, fault.name));
     std::fs::create_dir_all(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
-    let mut farm = Farm::start(network, usize::from(BACKENDS), &directory, &["--service", WORK])?;
+    let tls = fault.is_of_tls().then(|| Secrets::new(&directory)).transpose()?;
+    let options = ["--service", WORK];
+    let mut farm = Farm::start(network, usize::from(BACKENDS), &directory, &options, tls.clone())?;
     let dns = (fault.kind == Kind::Dns).then(|| dns::Server::start(network.gateway(), faults::all(&farm)));
     let dns = dns.transpose()?;
     let targets = match &dns {
         None => Targets::Addresses(farm.addresses()),
         Some(dns) => Targets::Name { name: dns::NAME, port: network.address(0).port(), server: dns.address },
     };
-    let job = Job { targets, purpose: Purpose::Availability, cpu: None };
+    let job = Job { targets, purpose: Purpose::Availability, cpu: None, tls };
     let running = proxy.start(&job, &directory)?;
     warm_up(running.address)?;
-    let capture = Capture::start(network)?;
+    let capture = if fault.is_of_tls() { None } else { Capture::start(network)? };
     let load = Recorded::start(usual_strands(running.address, RATE, PATIENCE))?;
     std::thread::sleep(CALM);
     let begin = Instant::now();

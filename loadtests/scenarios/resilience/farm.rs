@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use fieldgate_loadtests::rig::certificates::Authority;
 use fieldgate_loadtests::rig::{Process, http, wait};
 
 use super::network::Network;
@@ -14,11 +15,68 @@ use crate::context::ensure;
 
 const START: Duration = Duration::from_secs(20);
 
+/// How TLS handshakes with a backend end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    Good,
+    /// A certificate that has expired.
+    Expired,
+    /// A certificate for another name.
+    WrongName,
+    /// Never.
+    Stalled,
+    /// In a RST.
+    Reset,
+}
+
+/// An authority, and files of certificates by it.
+#[derive(Clone, Debug)]
+pub struct Secrets {
+    /// The authority's certificate.
+    pub authority: PathBuf,
+    good: (PathBuf, PathBuf),
+    expired: (PathBuf, PathBuf),
+    wrong_name: (PathBuf, PathBuf),
+}
+
+impl Secrets {
+    /// The name that good certificates are for.
+    pub const NAME: &str = "backend.example";
+
+    /// New ones, in this directory.
+    pub fn new(directory: &Path) -> Result<Self, String> {
+        let authority = Authority::new(directory)?;
+        Ok(Self {
+            good: authority.issue(&[Self::NAME])?.write(directory, "good")?,
+            expired: authority.issue_expired(&[Self::NAME])?.write(directory, "expired")?,
+            wrong_name: authority.issue(&["other.example"])?.write(directory, "wrong-name")?,
+            authority: authority.file,
+        })
+    }
+
+    fn options(&self, handshake: Handshake) -> Vec<String> {
+        let (certificate, key) = match handshake {
+            Handshake::Expired => &self.expired,
+            Handshake::WrongName => &self.wrong_name,
+            Handshake::Good | Handshake::Stalled | Handshake::Reset => &self.good,
+        };
+        let handshakes = match handshake {
+            Handshake::Stalled => "stalled",
+            Handshake::Reset => "reset",
+            Handshake::Good | Handshake::Expired | Handshake::WrongName => "done",
+        };
+        let (certificate, key) = (certificate.display().to_string(), key.display().to_string());
+        ["--certificate", &certificate, "--key", &key, "--handshakes", handshakes].map(str::to_owned).into()
+    }
+}
+
 /// Backends by their hosts' numbers; host 0 is named `b0`.
 pub struct Farm {
     pub network: Arc<Network>,
     directory: PathBuf,
     options: Vec<String>,
+    /// They speak TLS, by these files.
+    tls: Option<Secrets>,
     backends: Vec<Process>,
 }
 
@@ -29,15 +87,17 @@ impl Farm {
         count: usize,
         directory: &Path,
         options: &[&str],
+        tls: Option<Secrets>,
     ) -> Result<Self, String> {
         let mut farm = Self {
             network: Arc::clone(network),
             directory: directory.to_owned(),
             options: options.iter().map(|option| (*option).to_owned()).collect(),
+            tls,
             backends: Vec::new(),
         };
         for host in 0..count {
-            let process = farm.launch(host)?;
+            let process = farm.launch(host, Handshake::Good)?;
             farm.backends.push(process);
         }
         (0..count).try_for_each(|host| farm.wait_serving(host))?;
@@ -66,7 +126,12 @@ impl Farm {
 
     /// Starts one anew that was killed, and waits until it takes orders.
     pub fn restart(&mut self, host: usize) -> Result<(), String> {
-        self.backends[host] = self.launch(host)?;
+        self.restart_with(host, Handshake::Good)
+    }
+
+    /// Starts it with handshakes that end like this.
+    pub fn restart_with(&mut self, host: usize, handshake: Handshake) -> Result<(), String> {
+        self.backends[host] = self.launch(host, handshake)?;
         wait::until_true(START, &format!("b{host} to take orders"), || self.order(host, "heal").is_ok())
     }
 
@@ -84,7 +149,7 @@ impl Farm {
         ensure(answer.trim() == "ok", || format!("b{host}: {line}: {answer}"))
     }
 
-    fn launch(&self, host: usize) -> Result<Process, String> {
+    fn launch(&self, host: usize, handshake: Handshake) -> Result<Process, String> {
         let program = std::env::current_exe().map_err(|error| format!("own path: {error}"))?;
         let (program, mut words) = self.network.command(&program);
         let name = format!("b{host}");
@@ -94,11 +159,15 @@ impl Farm {
             ["backend", "--listen", &address, "--name", &name, "--control", &control].map(str::to_owned),
         );
         words.extend(self.options.iter().cloned());
+        words.extend(self.tls.iter().flat_map(|tls| tls.options(handshake)));
         Process::start(&name, &self.directory, None, &program, &words)
     }
 
     fn wait_serving(&mut self, host: usize) -> Result<(), String> {
         let address = self.network.address(host);
+        if self.tls.is_some() {
+            return self.backends[host].wait_listening(address);
+        }
         self.backends[host]
             .wait_ready(START, || http::get(address, "/healthz").is_ok_and(|r| r.status == 200))
     }

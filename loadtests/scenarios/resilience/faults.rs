@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::dns::{Answers, Server};
-use super::farm::Farm;
+use super::farm::{Farm, Handshake};
 
 /// Between two answers of a DNS server that flaps: some resolver or other looks again each second.
 const FLAP: Duration = Duration::from_millis(1300);
@@ -36,6 +36,8 @@ pub enum Kind {
     Status,
     /// Comes back after a kill with answers that take 300 ms at first.
     Cold,
+    /// Comes back after a kill with TLS handshakes that end like this.
+    Tls(Handshake),
 }
 
 /// A fault, and how many backends have it.
@@ -54,7 +56,7 @@ const fn fault(name: &'static str, kind: Kind, victims: usize, quick: bool) -> F
 }
 
 /// All of them, in their order.
-pub const FAULTS: [Fault; 14] = [
+pub const FAULTS: [Fault; 18] = [
     fault("kill", Kind::Kill, 1, true),
     fault("kill-3", Kind::Kill, 3, false),
     fault("stop", Kind::Stop, 1, true),
@@ -69,6 +71,10 @@ pub const FAULTS: [Fault; 14] = [
     fault("status", Kind::Status, 1, true),
     fault("status-3", Kind::Status, 3, false),
     fault("slow-start", Kind::Cold, 1, false),
+    fault("tls-expired", Kind::Tls(Handshake::Expired), 1, true),
+    fault("tls-name", Kind::Tls(Handshake::WrongName), 1, false),
+    fault("tls-stall", Kind::Tls(Handshake::Stalled), 1, true),
+    fault("tls-reset", Kind::Tls(Handshake::Reset), 1, false),
 ];
 
 impl Fault {
@@ -81,6 +87,11 @@ impl Fault {
     /// Whether it takes hosts that can fall silent.
     pub fn needs_hosts(&self) -> bool {
         matches!(self.kind, Kind::BlackHole | Kind::HalfOpen)
+    }
+
+    /// Whether backends speak TLS.
+    pub fn is_of_tls(&self) -> bool {
+        matches!(self.kind, Kind::Tls(_))
     }
 
     /// How long it lasts where others last so long.
@@ -118,6 +129,10 @@ impl Fault {
         for host in self.hosts(farm.len()) {
             match self.kind {
                 Kind::Kill | Kind::Cold => farm.kill(host),
+                Kind::Tls(handshake) => {
+                    farm.kill(host);
+                    farm.restart_with(host, handshake)?;
+                }
                 Kind::Stop => farm.process(host).signal("STOP")?,
                 Kind::Refuse => farm.order(host, "refuse")?,
                 Kind::BlackHole => farm.network.silence(host)?,
@@ -155,6 +170,10 @@ impl Fault {
         for host in self.hosts(farm.len()) {
             match self.kind {
                 Kind::Kill => farm.restart(host)?,
+                Kind::Tls(_) => {
+                    farm.kill(host);
+                    farm.restart(host)?;
+                }
                 Kind::Stop => farm.process(host).signal("CONT")?,
                 Kind::BlackHole => farm.network.restore(host)?,
                 Kind::HalfOpen => {

@@ -110,8 +110,8 @@ fn pool(context: &Context, stage: &Stage, proxy: &Proxy, report: &mut Report) ->
         }
         let (network, _) = Network::new(BACKENDS);
         let directory = place(stage, proxy, variant)?;
-        let farm = Farm::start(&Arc::new(network), usize::from(BACKENDS), &directory, &options)?;
-        let job = Job { targets: Targets::Addresses(farm.addresses()), purpose, cpu: None };
+        let farm = Farm::start(&Arc::new(network), usize::from(BACKENDS), &directory, &options, None)?;
+        let job = Job { targets: Targets::Addresses(farm.addresses()), purpose, cpu: None, tls: None };
         let running = proxy.start(&job, &directory)?;
         report.capacity.push((format!("{} {variant}", proxy.name), capacity));
         measure(context, proxy.name, variant, &running, capacity, report)?;
@@ -124,7 +124,7 @@ fn itself(context: &Context, stage: &Stage, proxy: &Proxy, report: &mut Report) 
     let directory = place(stage, proxy, "itself")?;
     let backend = Backend::start_at("fast", ports::free(), &directory, Some(LOAD_CPU))?;
     let targets = Targets::Addresses(vec![backend.address]);
-    let job = Job { targets, purpose: Purpose::Throughput, cpu: Some(PROXY_CPU) };
+    let job = Job { targets, purpose: Purpose::Throughput, cpu: Some(PROXY_CPU), tls: None };
     let running = proxy.start(&job, &directory)?;
     let target = Target { address: running.address, host: running.address.to_string(), path: "/".to_owned() };
     let sample = bench::sample(&running.process, &target, BUSY, context.count(context.seconds, 2))?;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fieldgate_loadtests::rig::{Process, ports};
 
+use super::farm::Secrets;
 use crate::bench::find;
 use crate::context::{Context, WORKERS};
 
@@ -42,6 +43,8 @@ pub struct Job {
     pub purpose: Purpose,
     /// The one CPU to run on; then with one thread.
     pub cpu: Option<usize>,
+    /// Endpoints speak TLS, and show certificates by this authority for [`Secrets::NAME`].
+    pub tls: Option<Secrets>,
 }
 
 /// The endpoints.

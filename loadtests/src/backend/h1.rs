@@ -8,13 +8,12 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::answer::{
     Answer, BLOCK, Cut, EchoReport, ROOT, Receipt, TRAILER, TRICKLE, UploadReport, Whole, answer,
 };
-use super::{State, count, websocket};
+use super::{State, Transport, count, websocket};
 
 /// Bytes of a connection's input buffer.
 pub(super) const BUFFER: usize = 64 * 1024;
@@ -29,7 +28,7 @@ pub(super) fn root_answer(name: &str) -> Vec<u8> {
 }
 
 /// Serves one connection until either side ends it; `input` is what was read of it already.
-pub(super) async fn serve(stream: TcpStream, input: BytesMut, state: &State) -> io::Result<()> {
+pub(super) async fn serve<S: Transport>(stream: S, input: BytesMut, state: &State) -> io::Result<()> {
     let mut connection = Connection { stream, input, output: Vec::new(), state };
     let mut answers = 0;
     while answers < state.close_after {
@@ -51,7 +50,8 @@ pub(super) async fn serve(stream: TcpStream, input: BytesMut, state: &State) -> 
                     After::Close => break,
                     After::Reset => {
                         // A zero linger makes the close a RST.
-                        return socket2::SockRef::from(&connection.stream).set_linger(Some(Duration::ZERO));
+                        return socket2::SockRef::from(connection.stream.tcp())
+                            .set_linger(Some(Duration::ZERO));
                     }
                 }
             }
@@ -62,8 +62,8 @@ pub(super) async fn serve(stream: TcpStream, input: BytesMut, state: &State) -> 
     connection.stream.shutdown().await
 }
 
-struct Connection<'a> {
-    stream: TcpStream,
+struct Connection<'a, S> {
+    stream: S,
     input: BytesMut,
     output: Vec<u8>,
     state: &'a State,
@@ -117,7 +117,7 @@ enum Length {
     Unsaid,
 }
 
-impl Connection<'_> {
+impl<S: Transport> Connection<'_, S> {
     /// Parses the next request's head, when it has arrived in full, and takes it off the input.
     fn next(&mut self) -> io::Result<Next> {
         let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
@@ -336,7 +336,7 @@ impl Connection<'_> {
             count(&self.state.counters.sent_bytes, sent);
             left -= sent as u64;
         }
-        Ok(())
+        self.stream.flush().await
     }
 
     async fn slow_body(&mut self, request: &Request) -> io::Result<()> {
@@ -489,6 +489,7 @@ impl Connection<'_> {
     async fn flush(&mut self) -> io::Result<()> {
         if !self.output.is_empty() {
             self.stream.write_all(&self.output).await?;
+            self.stream.flush().await?;
             count(&self.state.counters.sent_bytes, self.output.len());
             self.output.clear();
         }

@@ -1,4 +1,4 @@
-//! HTTP/2 as a backend speaks it, by prior knowledge on plaintext.
+//! HTTP/2 as a backend speaks it, by prior knowledge.
 
 use std::future::poll_fn;
 use std::io;
@@ -21,13 +21,13 @@ use super::answer::{
     answer,
 };
 use super::rewound::Rewound;
-use super::{NEVER, State, count, websocket};
+use super::{NEVER, State, Transport, count, websocket};
 
 const WINDOW: u32 = 1024 * 1024;
 const MAX_STREAMS: u32 = 1024;
 
 /// Serves one connection until either side ends it.
-pub(super) async fn serve(stream: Rewound, state: Arc<State>) -> io::Result<()> {
+pub(super) async fn serve<S: Transport>(stream: Rewound<S>, state: Arc<State>) -> io::Result<()> {
     let mut connection = h2::server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)

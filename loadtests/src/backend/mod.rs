@@ -8,6 +8,7 @@ mod faults;
 mod h1;
 mod h2;
 mod rewound;
+mod tls;
 mod websocket;
 
 use std::collections::VecDeque;
@@ -22,7 +23,7 @@ use bytes::BytesMut;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::{LocalSet, spawn_local};
@@ -69,6 +70,27 @@ pub struct Options {
     /// Milliseconds of work in each request.
     #[arg(long, value_name = "MS", default_value_t = 0)]
     pub service: u64,
+    /// Speak TLS, with the certificate of this PEM file.
+    #[arg(long, value_name = "PATH", requires = "key")]
+    pub certificate: Option<PathBuf>,
+    /// The certificate's key.
+    #[arg(long, value_name = "PATH")]
+    pub key: Option<PathBuf>,
+    /// What becomes of TLS handshakes.
+    #[arg(long, value_enum, default_value_t = Handshakes::Done)]
+    pub handshakes: Handshakes,
+}
+
+/// What becomes of TLS handshakes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Handshakes {
+    /// They succeed.
+    #[default]
+    Done,
+    /// They are never answered.
+    Stalled,
+    /// A RST answers them.
+    Reset,
 }
 
 impl Options {
@@ -86,6 +108,9 @@ impl Options {
             control: None,
             capacity: None,
             service: 0,
+            certificate: None,
+            key: None,
+            handshakes: Handshakes::Done,
         }
     }
 }
@@ -103,7 +128,7 @@ pub enum Mode {
 
 /// Serves until the process ends; an error means that the port could not be bound.
 pub fn serve(options: &Options) -> io::Result<()> {
-    let state = Arc::new(State::new(options));
+    let state = Arc::new(State::new(options)?);
     // All sockets are bound before any thread accepts, so that a port in use fails the start.
     let sockets =
         (0..options.threads.max(1)).map(|_| bind(options.listen)).collect::<io::Result<Vec<_>>>()?;
@@ -159,11 +184,24 @@ struct State {
     received: Mutex<VecDeque<answer::Receipt>>,
     /// The whole HTTP/1.1 answer to `/`, so that the hot path is one copy.
     root_h1: Vec<u8>,
+    tls: Option<tls::Acceptor>,
+}
+
+/// What a connection is carried by.
+trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// The connection underneath.
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
 }
 
 impl State {
-    fn new(options: &Options) -> Self {
-        Self {
+    fn new(options: &Options) -> io::Result<Self> {
+        Ok(Self {
             name: options.name.clone(),
             healthy: AtomicBool::new(true),
             resumed: watch::Sender::new(0),
@@ -177,7 +215,8 @@ impl State {
             is_plain: options.control.is_none() && options.capacity.is_none() && options.service == 0,
             received: Mutex::default(),
             root_h1: h1::root_answer(&options.name),
-        }
+            tls: tls::Acceptor::of(options)?,
+        })
     }
 
     fn receipt(&self, receipt: answer::Receipt) {
@@ -269,8 +308,14 @@ async fn accept(
     }
 }
 
-async fn connection(mut stream: TcpStream, mode: Mode, state: Arc<State>) -> io::Result<()> {
+async fn connection(stream: TcpStream, mode: Mode, state: Arc<State>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    let Some(tls) = &state.tls else { return exchanges(stream, mode, state).await };
+    let Some(stream) = tls.accept(stream).await? else { return Ok(()) };
+    exchanges(stream, mode, Arc::clone(&state)).await
+}
+
+async fn exchanges<S: Transport>(mut stream: S, mode: Mode, state: Arc<State>) -> io::Result<()> {
     let mut input = BytesMut::with_capacity(h1::BUFFER);
     while mode == Mode::Auto && PREFACE.starts_with(&input) && input.len() < PREFACE.len() {
         if stream.read_buf(&mut input).await? == 0 {

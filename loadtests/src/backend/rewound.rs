@@ -6,21 +6,20 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// Reads `head`, then the stream.
-pub(super) struct Rewound {
+pub(super) struct Rewound<S> {
     head: Bytes,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl Rewound {
-    pub(super) fn new(head: Bytes, stream: TcpStream) -> Self {
+impl<S> Rewound<S> {
+    pub(super) fn new(head: Bytes, stream: S) -> Self {
         Self { head, stream }
     }
 }
 
-impl AsyncRead for Rewound {
+impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -37,7 +36,7 @@ impl AsyncRead for Rewound {
     }
 }
 
-impl AsyncWrite for Rewound {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
     }

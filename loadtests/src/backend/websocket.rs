@@ -6,7 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+
+use super::Transport;
 
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const CLOSE: u8 = 0x8;
@@ -20,11 +21,12 @@ pub(super) fn accept_key(key: &str) -> String {
 }
 
 /// Sends each frame back until the client closes.
-pub(super) async fn echo(stream: &mut TcpStream, input: &mut BytesMut) -> io::Result<()> {
+pub(super) async fn echo<S: Transport>(stream: &mut S, input: &mut BytesMut) -> io::Result<()> {
     let mut output = Vec::new();
     loop {
         let closed = answer_frames(input, &mut output)?;
         stream.write_all(&output).await?;
+        stream.flush().await?;
         if closed {
             return stream.shutdown().await;
         }

@@ -24,6 +24,15 @@ pub struct Certified {
 }
 
 impl Certified {
+    /// Writes both into a directory: the certificate's file and the key's.
+    pub fn write(&self, directory: &Path, name: &str) -> Result<(PathBuf, PathBuf), String> {
+        let files = (directory.join(format!("{name}.pem")), directory.join(format!("{name}.key")));
+        for (file, text) in [(&files.0, &self.certificate), (&files.1, &self.key)] {
+            std::fs::write(file, text).map_err(|error| format!("{}: {error}", file.display()))?;
+        }
+        Ok(files)
+    }
+
     /// The certificate as a handshake shows it.
     pub fn der(&self) -> Result<Vec<u8>, String> {
         let der = CertificateDer::from_pem_slice(self.certificate.as_bytes());
@@ -57,8 +66,25 @@ impl Authority {
 
     /// A server certificate for these names, each call another.
     pub fn issue(&self, names: &[&str]) -> Result<Certified, String> {
+        self.issue_with(names, |_| {})
+    }
+
+    /// One that was good in 2020 only.
+    pub fn issue_expired(&self, names: &[&str]) -> Result<Certified, String> {
+        self.issue_with(names, |params| {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        })
+    }
+
+    fn issue_with(
+        &self,
+        names: &[&str],
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Result<Certified, String> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+        let mut params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+        change(&mut params);
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(|error| error.to_string())?;
         Ok(Certified { certificate: certificate.pem(), key: key.serialize_pem() })

@@ -10,6 +10,8 @@ use super::{
     REQUEST_SECONDS, RETRIES, SLOW_START_SECONDS, TRY_SECONDS, Targets, write,
 };
 
+use crate::resilience::farm::Secrets;
+
 /// For what may be processed twice.
 const ALWAYS: &str = "connect-failure,refused-stream,reset,gateway-error,reset-before-request";
 /// For what may not: it was certainly not processed.
@@ -96,6 +98,19 @@ fn cluster(job: &Job, name: &str, http2: bool) -> Value {
         cluster["typed_dns_resolver_config"] = json!({"name": "cares", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
             "resolvers": [socket_address(*server)],
+        }});
+    }
+    if let Some(tls) = &job.tls {
+        cluster["transport_socket"] = json!({"name": "tls", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            "sni": Secrets::NAME,
+            "common_tls_context": {
+                "alpn_protocols": [if http2 { "h2" } else { "http/1.1" }],
+                "validation_context": {
+                    "trusted_ca": {"filename": tls.authority},
+                    "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": Secrets::NAME}}],
+                },
+            },
         }});
     }
     match job.purpose {

@@ -12,6 +12,7 @@ use super::{
     REQUEST_SECONDS, RETRIES, SLOW_START_SECONDS, TRY_SECONDS, Targets, write,
 };
 use crate::context::ensure;
+use crate::resilience::farm::Secrets;
 
 /// For what may be processed twice.
 const ALWAYS: &str = "connect-failure, refused-stream, reset, gateway-error";
@@ -33,7 +34,15 @@ pub fn configure(proxy: &Proxy, job: &Job, directory: &Path, address: SocketAddr
 
 fn write_objects(config: &ConfigDir, job: &Job) -> Result<(), String> {
     let pools = [("shop", "http1"), ("calls", "http2")];
-    let pools = pools.map(|(name, protocol)| pool(job, name, protocol) + &protection(job));
+    let pools = pools.map(|(name, protocol)| pool(job, name, protocol) + &protection(job) + &tls(job));
+    if let Some(tls) = &job.tls {
+        let at = |error| format!("{}: {error}", tls.authority.display());
+        let authority = std::fs::read_to_string(&tls.authority).map_err(at)?.replace('\n', "\n    ");
+        let map = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: ca}}\ndata:\n  ca.crt: |\n    {authority}\n"
+        );
+        config.write("ca", &map)?;
+    }
     config.write("pools", &pools.join("---\n"))?;
     let is_post = "    - {path: {type: PathPrefix, value: /}, method: POST}\n";
     let is_call = format!("    - {{path: {{type: PathPrefix, value: {GRPC}}}}}\n");
@@ -62,6 +71,12 @@ spec:
 "
         ),
     }
+}
+
+fn tls(job: &Job) -> String {
+    let Some(_) = &job.tls else { return String::new() };
+    let name = Secrets::NAME;
+    format!("  tls: {{caCertificateRefs: [{{kind: ConfigMap, name: ca}}], sni: {name}}}\n")
 }
 
 fn protection(job: &Job) -> String {

@@ -9,6 +9,8 @@ use super::{
     SLOW_START_SECONDS, TRY_SECONDS, Targets, write,
 };
 
+use crate::resilience::farm::Secrets;
+
 /// Servers that a name has place for.
 const PLACES: usize = 10;
 
@@ -46,8 +48,10 @@ pub fn configure(proxy: &Proxy, job: &Job, directory: &Path, address: SocketAddr
             let _ = writeln!(defaults, "    timeout server {REQUEST_SECONDS}s");
         }
     }
-    let (resolvers, plain) = servers(&job.targets, &server);
-    let (_, http2) = servers(&job.targets, &format!("{server} proto h2{}", check_by_http1(job)));
+    let (by_http1, by_http2) = (tls(job, "http/1.1"), tls(job, "h2"));
+    let (resolvers, plain) = servers(&job.targets, &format!("{server}{by_http1}"));
+    let http2 = format!("{server} proto h2{}{by_http2}", check_by_http1(job));
+    let (_, http2) = servers(&job.targets, &http2);
     let text = format!(
         "global
     nbthread {}
@@ -71,6 +75,14 @@ backend shop
 
 fn check_by_http1(job: &Job) -> &'static str {
     if job.purpose == Purpose::Availability { " check-proto h1" } else { "" }
+}
+
+fn tls(job: &Job, alpn: &str) -> String {
+    let Some(tls) = &job.tls else { return String::new() };
+    let (ca, name) = (tls.authority.display(), Secrets::NAME);
+    format!(
+        " ssl verify required ca-file {ca} sni str({name}) verifyhost {name} alpn {alpn} check-sni {name} check-alpn http/1.1"
+    )
 }
 
 /// The section that resolves names, and the servers.
