@@ -44,7 +44,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Paths with what they are for, as shown for a wrong one.
-const PATHS: [(&str, &str); 21] = [
+const PATHS: [(&str, &str); 22] = [
     ("GET /ready", "200 once all that is configured is served, else 503"),
     ("GET /metrics", "Prometheus metrics"),
     ("GET /stats/prometheus", "the same, where Istio's scrape looks for them"),
@@ -60,6 +60,7 @@ const PATHS: [(&str, &str); 21] = [
         "no new requests there (--api-write)",
     ),
     ("POST /api/v1/pools/{namespace}/{pool}/endpoints/{address}/undrain", "back into service (--api-write)"),
+    ("GET /api/v1/jwks", "sets of keys that tokens are checked with; never the keys themselves"),
     ("GET /api/v1/explain?method=&url=&header=&client=", "what becomes of a request, and why"),
     ("GET /config_dump", "the configuration in force"),
     ("GET /clusters", "pools and endpoints, as Envoy shows them (?format=json)"),
@@ -133,6 +134,7 @@ async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
         "/api/v1/objects" => json(&views::objects(state).await),
         "/api/v1/splits" => json(&views::splits(&snapshot(), &report(state).await)),
         "/api/v1/pools" => json(&Pools::of(state).await.all()),
+        "/api/v1/jwks" => json(&views::key_sets(state)),
         "/api/v1/explain" => explained(state, &query),
         "/config_dump" => json(&dump::config(&snapshot(), &state.view.load().rejections)),
         "/clusters" if json_wanted => json(&Pools::of(state).await.all()),

@@ -37,6 +37,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::health::Checks;
+use crate::jwks::KeySets;
 use crate::published::{Published, Shared};
 use crate::resolve::{Resolved, Resolver};
 use crate::source::Update;
@@ -79,6 +80,8 @@ pub enum Event {
     Source(Update),
     /// A name resolves to other addresses.
     Resolved(Resolved),
+    /// The first fetch of a set of keys is over.
+    KeysAnswered,
     /// The next process asks for what it is to go on with. Dropped unanswered if there is nothing to hand over any more.
     HandOver(oneshot::Sender<Inheritance>),
     /// The admin server asks for Gateway API's conditions of every object. On demand, as there may be many.
@@ -212,6 +215,7 @@ pub struct Control {
     rejections: BTreeMap<ObjectKey, Vec<Rejection>>,
     dns: DnsPools,
     resolver: Resolver,
+    keys: KeySets,
     patience_until: Option<Instant>,
     look_at_expiries: Instant,
     checks: Checks,
@@ -247,6 +251,8 @@ pub struct Parts {
     pub inherited: Inheritance,
     /// Reports new answers back as [`Event::Resolved`].
     pub resolver: Resolver,
+    /// Reports the end of first fetches back as [`Event::KeysAnswered`].
+    pub keys: KeySets,
     /// Where this gateway stands.
     pub locality: Option<Locality>,
     /// What its trust domain is called.
@@ -259,6 +265,7 @@ impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
         let Parts { shared, workers, tell, inherited, resolver, locality, trust_domains, directory } = parts;
+        let Parts { shared, workers, tell, inherited, resolver, keys, locality, directory } = parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
         Self {
@@ -272,6 +279,7 @@ impl Control {
             rejections: BTreeMap::new(),
             dns: DnsPools::default(),
             resolver,
+            keys,
             patience_until: None,
             look_at_expiries: Instant::now() + EXPIRY_PERIOD,
             checks: Checks::default(),
@@ -340,6 +348,7 @@ impl Control {
                 self.dns.answer(resolved);
                 self.settle();
             }
+            Event::KeysAnswered => self.settle(),
             Event::HandOver(reply) => self.hand_over(reply),
             Event::Statuses(reply) => drop(reply.send(self.statuses())),
             Event::Change(change) => self.on_change(change),
@@ -379,12 +388,14 @@ impl Control {
                 None => outcome.touched,
             });
             self.resolver.reconcile(dns::names(&self.base));
+            self.keys.reconcile(&self.base);
         }
     }
 
-    /// Publishes, unless that would publish a pool whose names are being looked up for the first time.
+    /// Publishes, unless that would publish a pool whose names are being looked up for the first time, or tokens whose keys
+    /// are being fetched for the first time: a process that takes over from another must not refuse what that one took.
     fn settle(&mut self) {
-        if self.dns.unanswered(&self.base) {
+        if self.dns.unanswered(&self.base) || self.keys.unanswered() {
             self.patience_until.get_or_insert_with(|| Instant::now() + DNS_PATIENCE);
             self.report();
         } else {
@@ -411,7 +422,7 @@ impl Control {
         self.upstream_tls.reconcile(&snapshot);
         let guards = policies::guards(&snapshot, &before);
         let published = Published {
-            policies: policies::of_listeners(&snapshot, &guards, &before),
+            policies: policies::of_listeners(&snapshot, &guards, &before, &|jwks| self.keys.source(jwks)),
             guards,
             tls: self.tls.by_address(),
             access_log: before.access_log.clone(),
@@ -480,6 +491,7 @@ impl Control {
             listeners: listeners.collect(),
             changes: self.changes,
             verdicts: self.checks.verdicts(),
+            keys: self.keys.view(),
             drained: self.drains.list(),
         }));
     }
@@ -516,6 +528,14 @@ impl Control {
                 condition.status = false;
                 condition.reason = reason;
                 condition.message.clone_from(&why);
+            }
+        }
+        for (key, condition) in policies::key_conditions(&snapshot.config, &self.keys.view()) {
+            let of = |s: &&mut ObjectStatus| {
+                s.kind == key.kind && *s.namespace == *key.namespace && *s.name == *key.name
+            };
+            if let Some(status) = statuses.iter_mut().find(of) {
+                status.conditions.push(condition);
             }
         }
         statuses

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use crate::admin;
 use crate::control::{self, AdminState, ApiWrite, Control, ControlHandle, Event, Parts};
+use crate::jwks::KeySets;
 use crate::overload::{self, Limits, Overload};
 use crate::published::{Published, Shared};
 use crate::resolve::Resolver;
@@ -238,6 +239,7 @@ impl Start {
             tell: tell(&workers),
             inherited: takeover.as_mut().map(Takeover::take).unwrap_or_default(),
             resolver: resolver(&control),
+            keys: key_sets(&control),
             locality: options.locality.clone(),
             trust_domains: options.trust_domains.clone(),
             directory: options.config.iter().find(|path| path.is_dir()).cloned(),
@@ -367,6 +369,11 @@ fn spawn_workers(shared: &Arc<Shared>) -> Result<Vec<Arc<WorkerHandle>>, String>
 fn tell(workers: &[Arc<WorkerHandle>]) -> Box<dyn Fn(usize, worker::Command) + Send + Sync> {
     let workers = workers.to_vec();
     Box::new(move |index, command| workers[index].send(command))
+}
+
+fn key_sets(control: &ControlHandle) -> KeySets {
+    let control = control.clone();
+    KeySets::new(move || control.send(Event::KeysAnswered))
 }
 
 fn resolver(control: &ControlHandle) -> Resolver {

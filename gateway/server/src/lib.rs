@@ -10,6 +10,7 @@ mod describe;
 pub mod explain;
 pub mod health;
 pub mod host;
+pub mod jwks;
 mod memory;
 pub mod overload;
 pub mod published;

@@ -11,6 +11,7 @@ use fieldgate_core::guard::Guard;
 use fieldgate_core::ir::{ClientCertDetails, ClientValidation, ListenerKey};
 use fieldgate_plugins::authz::Authorizer;
 use fieldgate_wire::tls::Patterns;
+use fieldgate_plugins::jwt::Authenticator;
 use rustc_hash::FxHashMap;
 use rustls::ServerConfig;
 use tokio::sync::Notify;
@@ -81,6 +82,8 @@ pub enum Step {
     Guard(Arc<dyn Guard>),
     /// CUSTOM authorization policies: what the provider at this place among those of the authorizer is asked about.
     Custom(Arc<Authorizer>, usize),
+    /// Tokens.
+    Authenticate(Arc<Authenticator>),
     /// Authorization policies.
     Authorize(Arc<Authorizer>),
 }

@@ -91,6 +91,7 @@ impl Refusal {
             Self::NoKeys | Self::NoValidKeys => "no_keys",
             Self::NoSuchKey => "unknown_key",
             Self::BadSignature => "bad_signature",
+            Self::TooManyTokens => "too_many",
             _ => "malformed",
         }
     }

@@ -15,6 +15,9 @@ use crate::telemetry::exposition::Family;
 /// Rules whose split is shown. Far above what anybody splits at once; a bound all the same.
 const MAX_RULES: usize = 5_000;
 
+/// Sets of keys that are shown.
+const MAX_KEY_SETS: usize = 1_000;
+
 /// Pools that are shown.
 const MAX_POOLS: usize = 5_000;
 
@@ -29,6 +32,7 @@ const KINDS: [&str; 9] = [
     "HTTPRoute",
     "Pool",
     "RateLimitPolicy",
+    "RequestAuthentication",
     "Secret",
     "SplitPolicy",
     "TrafficPolicy",
@@ -40,6 +44,7 @@ pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: 
     rejected(out, view);
     expiries(out, view);
     changes(out, view);
+    keys(out, view);
     splits(out, snapshot);
     pools(out, snapshot, now_ms);
     limits(out, snapshot);
@@ -121,6 +126,7 @@ fn known_kind(kind: &str) -> &'static str {
         "Pool",
         "RateLimitPolicy",
         "ReferenceGrant",
+        "RequestAuthentication",
         "Secret",
         "Service",
         "ServiceEntry",
@@ -130,6 +136,37 @@ fn known_kind(kind: &str) -> &'static str {
         "XBackendTrafficPolicy",
     ];
     READ.iter().find(|known| **known == kind).copied().unwrap_or("unknown")
+}
+
+/// Sets of keys that are fetched, by URL; those of one URL that are fetched in several ways are one series.
+fn keys(out: &mut String, view: &View) {
+    let mut sets: BTreeMap<String, [f64; 4]> = BTreeMap::new();
+    for watch in view.keys.all().iter().take(MAX_KEY_SETS) {
+        let state = watch.state();
+        let age = state.fetched.map_or(f64::NAN, |fetched| fetched.elapsed().as_secs_f64());
+        let keys = watch.source.current().map_or(0, |keys| keys.keys().len());
+        let row = sets.entry(watch.shown_uri().to_owned()).or_insert([0.0, 0.0, 0.0, 0.0]);
+        row[0] += state.succeeded as f64;
+        row[1] += state.failed as f64;
+        row[2] = row[2].max(age);
+        row[3] += keys as f64;
+    }
+    let help = "Fetches of the keys that tokens are checked with, by result.";
+    let mut family = Family::begin(out, "fieldgate_jwks_fetches_total", "counter", help);
+    for (uri, [succeeded, failed, ..]) in &sets {
+        family.sample(&[("uri", uri), ("result", "success")], *succeeded);
+        family.sample(&[("uri", uri), ("result", "failure")], *failed);
+    }
+    let help = "Seconds since the keys in use were fetched or found unchanged.";
+    let mut family = Family::begin(out, "fieldgate_jwks_age_seconds", "gauge", help);
+    for (uri, [_, _, age, _]) in &sets {
+        family.sample(&[("uri", uri)], *age);
+    }
+    let help = "Keys in use.";
+    let mut family = Family::begin(out, "fieldgate_jwks_keys", "gauge", help);
+    for (uri, [.., keys]) in &sets {
+        family.sample(&[("uri", uri)], *keys);
+    }
 }
 
 fn splits(out: &mut String, snapshot: &Snapshot) {

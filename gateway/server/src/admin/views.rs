@@ -70,6 +70,31 @@ pub(super) async fn objects(state: &AdminState) -> Value {
     json!(state.control.statuses().await)
 }
 
+/// `/api/v1/jwks`
+pub(super) fn key_sets(state: &AdminState) -> Value {
+    let rows = state.view.load().keys.all().into_iter().map(|watch| {
+        let known = watch.state();
+        let keys = watch.source.current();
+        let shown = keys.as_ref().map_or_else(Vec::new, |keys| {
+            keys.keys().map(|key| json!({"kid": key.kid, "kty": key.kty, "alg": key.alg})).collect()
+        });
+        let left_out = keys.as_ref().map_or_else(Vec::new, |keys| {
+            keys.unusable().iter().map(|key| json!({"kid": key.kid, "reason": key.reason})).collect()
+        });
+        json!({
+            "uri": watch.shown_uri(),
+            "discovery": watch.remote.discover,
+            "refresh_seconds": watch.remote.refresh.as_secs_f64(),
+            "fetches": {"succeeded": known.succeeded, "failed": known.failed},
+            "age_seconds": known.fetched.map(|fetched| fetched.elapsed().as_secs_f64()),
+            "error": known.failure.map(|failure| failure.to_string()),
+            "keys": shown,
+            "left_out": left_out,
+        })
+    });
+    Value::Array(rows.collect())
+}
+
 /// `/listeners?format=json`
 pub(super) fn listeners(state: &AdminState) -> Value {
     let view = state.view.load();

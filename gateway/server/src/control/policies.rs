@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
+use fieldgate_config::status::Condition;
 use fieldgate_core::Snapshot;
 use fieldgate_core::guard::Guard;
-use fieldgate_core::ir::{GuardKind, GuardRef, ListenerKey, Policy};
+use fieldgate_core::ir::{Authentication, Config, GuardKind, GuardRef, Jwks, ListenerKey, ObjectKey, Policy};
 use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_plugins::authz::Authorizer;
 use fieldgate_plugins::guards;
+use fieldgate_plugins::jwt::{Authenticator, KeySources};
 use rustc_hash::FxHashMap;
 
+use crate::jwks::KeySetsView;
 use crate::published::{ListenerPolicy, Published, Step};
 
 /// By [`GuardRef::id`].
@@ -33,14 +36,20 @@ pub fn of_listeners(
     snapshot: &Snapshot,
     guards: &Guards,
     before: &Published,
+    keys: KeySources<'_>,
 ) -> FxHashMap<ListenerKey, Arc<ListenerPolicy>> {
     let old: FxHashMap<_, _> =
         before.snapshot.listeners().map(|listener| (&listener.ir.key, &listener.policies)).collect();
     let steps = snapshot.listeners().map(|listener| {
         let key = &listener.ir.key;
+        let kept = before.policies.get(key);
         let unchanged = old.get(key).is_some_and(|policies| same(policies, &listener.policies));
-        let kept = before.policies.get(key).filter(|_| unchanged);
-        (key.clone(), Arc::new(ListenerPolicy { steps: steps(snapshot, listener, guards, kept) }))
+        let authorizer = kept.filter(|_| unchanged).and_then(authorizer_of);
+        let authenticator = authenticator(&snapshot.config, &before.snapshot.config, key, kept, keys);
+        (
+            key.clone(),
+            Arc::new(ListenerPolicy { steps: steps(snapshot, listener, guards, authenticator, authorizer) }),
+        )
     });
     steps.filter(|(_, policy)| !policy.steps.is_empty()).collect()
 }
@@ -49,12 +58,43 @@ fn same(a: &[Arc<Policy>], b: &[Arc<Policy>]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
-/// `kept`: of the same policies, before.
+fn authorizer_of(kept: &Arc<ListenerPolicy>) -> Option<Arc<Authorizer>> {
+    kept.steps.iter().find_map(|step| match step {
+        Step::Authorize(authorizer) => Some(Arc::clone(authorizer)),
+        _ => None,
+    })
+}
+
+fn authentications<'c>(config: &'c Config, of: &ListenerKey) -> Vec<&'c Arc<Authentication>> {
+    config.authentications.values().filter(|one| one.listeners.contains(of)).collect()
+}
+
+/// That of before if nothing of it is another: it has read keys that were written out.
+fn authenticator(
+    now: &Config,
+    before: &Config,
+    of: &ListenerKey,
+    kept: Option<&Arc<ListenerPolicy>>,
+    keys: KeySources<'_>,
+) -> Arc<Authenticator> {
+    let (now, before) = (authentications(now, of), authentications(before, of));
+    let unchanged = now.len() == before.len() && now.iter().zip(&before).all(|(a, b)| Arc::ptr_eq(a, b));
+    let kept = kept.filter(|_| unchanged).and_then(|kept| {
+        kept.steps.iter().find_map(|step| match step {
+            Step::Authenticate(authenticator) => Some(Arc::clone(authenticator)),
+            _ => None,
+        })
+    });
+    kept.unwrap_or_else(|| Arc::new(Authenticator::compile(now, keys)))
+}
+
+/// `authorizer`: of the same policies, before.
 fn steps(
     snapshot: &Snapshot,
     listener: &CompiledListener,
     guards: &Guards,
-    kept: Option<&Arc<ListenerPolicy>>,
+    authenticator: Arc<Authenticator>,
+    authorizer: Option<Arc<Authorizer>>,
 ) -> Vec<Step> {
     let guards_that = |belong: fn(&GuardKind) -> bool| {
         let named = listener.ir.guards.iter().filter(move |named| {
@@ -67,6 +107,9 @@ fn steps(
     let mut steps = Vec::new();
     steps.extend(guards_that(|kind| matches!(kind, GuardKind::Edge(_))));
     steps.extend(guards_that(|kind| matches!(kind, GuardKind::Login(_))));
+    if !authenticator.is_empty() {
+        steps.push(Step::Authenticate(authenticator));
+    }
     steps.extend(guards_that(|kind| matches!(kind, GuardKind::ExtAuthz(_))));
     let authorizer = kept.into_iter().flat_map(|policy| &policy.steps).find_map(|step| match step {
         Step::Authorize(authorizer) => Some(Arc::clone(authorizer)),
@@ -80,4 +123,32 @@ fn steps(
     }
     steps.extend(guards_that(|kind| matches!(kind, GuardKind::RateLimit(_))));
     steps
+}
+
+/// Of each object that takes tokens with fetched keys, whether the keys are there and new.
+pub fn key_conditions(config: &Config, keys: &KeySetsView) -> Vec<(ObjectKey, Condition)> {
+    let condition = |one: &Arc<Authentication>| {
+        let remotes = one.rules.iter().filter_map(|rule| match &rule.keys {
+            Jwks::Remote(remote) => keys.get(remote),
+            Jwks::Inline(_) => None,
+        });
+        let watched: Vec<_> = remotes.collect();
+        let failed = watched.iter().find_map(|watch| {
+            let failure = watch.state().failure?;
+            let kept = watch.source.current().is_some();
+            let (reason, then) = if kept {
+                ("FetchFailed", "those fetched before stay good")
+            } else {
+                ("NoKeys", "tokens of this issuer are refused")
+            };
+            Some((reason, format!("{} cannot be fetched: {failure}; {then}", watch.shown_uri())))
+        });
+        let (status, reason, message) = match failed {
+            Some((reason, message)) => (false, reason, message),
+            None => (true, "Fetched", String::new()),
+        };
+        let condition = Condition { part: String::new(), kind: "KeysFetched", status, reason, message };
+        (!watched.is_empty()).then(|| (one.key.clone(), condition))
+    };
+    config.authentications.values().filter_map(condition).collect()
 }

@@ -17,6 +17,7 @@ use fieldgate_core::ir::Endpoints;
 use tokio::sync::watch;
 
 use super::*;
+use crate::jwks::KeySets;
 use crate::telemetry::Telemetry;
 use crate::worker::Command;
 
@@ -74,6 +75,10 @@ impl Rig {
             tell,
             inherited: Inheritance::default(),
             resolver,
+            keys: {
+                let control = control.clone();
+                KeySets::new(move || control.send(Event::KeysAnswered))
+            },
             locality: None,
             trust_domains: TrustDomains::default(),
             directory,

@@ -10,6 +10,7 @@ use fieldgate_core::snapshot::Rejection;
 
 use super::{DrainedEndpoint, Expiry};
 use crate::health::Verdicts;
+use crate::jwks::KeySetsView;
 
 /// The state of the configuration.
 pub struct View {
@@ -31,6 +32,8 @@ pub struct View {
     pub changes: ChangeCounts,
     /// What active checks have seen; it follows them by itself.
     pub verdicts: Verdicts,
+    /// Keys that tokens are checked with; it follows them by itself.
+    pub keys: KeySetsView,
     /// Endpoints that an operator has taken out of service, those that are away at present among them.
     pub drained: Vec<DrainedEndpoint>,
 }
@@ -75,6 +78,7 @@ impl Default for View {
             listeners: Vec::new(),
             changes: ChangeCounts::default(),
             verdicts: Verdicts::default(),
+            keys: KeySetsView::default(),
             drained: Vec::new(),
         }
     }

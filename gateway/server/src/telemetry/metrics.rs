@@ -36,6 +36,7 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 const UNKNOWN: &str = "unknown";
 
 const COUNTERS: &[(&str, &str)] = &[
+const COUNTERS: [(&str, &str); 19] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),
@@ -48,6 +49,11 @@ const COUNTERS: &[(&str, &str)] = &[
     ("fieldgate_faults_injected_total", "Faults injected on purpose, by pool and fault."),
     ("fieldgate_mirror_requests_total", "Copies of requests for mirrors, by rule, pool and outcome."),
     ("fieldgate_access_log_dropped_total", "Access log lines dropped because the writer could not keep up."),
+    ("fieldgate_jwt_requests_total", "Requests whose tokens were looked for, by what came of it."),
+    (
+        "fieldgate_jwt_tokens_total",
+        "Good tokens, by whether their signature was checked before (hit) or then (miss).",
+    ),
     ("fieldgate_authz_total", "Requests that matched an authorization policy, by policy and action."),
     ("fieldgate_guard_decisions_total", "What guards decided about requests, by guard, object and result."),
     (

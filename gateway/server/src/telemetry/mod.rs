@@ -16,6 +16,7 @@ mod refusals;
 mod series;
 #[cfg(test)]
 mod testing;
+mod tokens;
 
 pub use guards::GuardResult;
 pub use metrics::{Telemetry, backend_name, route_of};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use fieldgate_core::guard::Guard;
 use fieldgate_core::ir::{ListenerKey, Mirror, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
 use fieldgate_wire::tls::Refusal as Refused;
+use fieldgate_plugins::jwt::{self, Passed};
 use metrics::{Counter, Gauge};
 use rustc_hash::FxHashMap;
 
@@ -20,6 +21,7 @@ use super::outcome::{Outcome, STAGES};
 use super::pool_events::{PoolEvent, PoolEvents};
 use super::refusals::Refusals;
 use super::series::LocalHistogram;
+use super::tokens::Tokens;
 use crate::overload::Refusal;
 
 /// Flushes without a request after which a cell is forgotten. Its counts are safe in the shared series; forgetting it
@@ -39,6 +41,7 @@ pub struct Recorder {
     refusals: Refusals,
     clients: Clients,
     guards: Guards,
+    tokens: Tokens,
 }
 
 /// Rules and pools are told apart by address. The cell holds them, so an address is not reused while it is a key.
@@ -98,6 +101,7 @@ impl Recorder {
             refusals: Refusals::new(telemetry),
             clients: Clients::default(),
             guards: Guards::default(),
+            tokens: Tokens::new(telemetry),
         }
     }
 
@@ -188,6 +192,12 @@ impl Recorder {
     /// Counts an answer that a guard waited for.
     pub fn guard_asked(&self, guard: &dyn Guard, took: Duration) {
         self.guards.asked(&self.telemetry, guard, took);
+    /// Counts a request whose tokens were looked for.
+    pub fn tokens(&self, result: Result<Passed, jwt::Refusal>) {
+        match result {
+            Ok(passed) => self.tokens.passed(passed),
+            Err(why) => self.tokens.refused(why),
+        }
     }
 
     /// The counts of a mirror of the rule `rule`.
@@ -212,6 +222,7 @@ impl Recorder {
         self.refusals.flush();
         self.clients.flush();
         self.guards.flush();
+        self.tokens.flush();
     }
 
     fn with_connections(&self, listener: &ListenerKey, then: impl FnOnce(&Connections)) {
@@ -320,6 +331,10 @@ impl LocalCounter {
 
     pub(super) fn add(&self) {
         self.count.set(self.count.get() + 1);
+    }
+
+    pub(super) fn add_many(&self, count: u64) {
+        self.count.set(self.count.get() + count);
     }
 
     /// Says whether there was anything.

@@ -188,6 +188,8 @@ pub(crate) struct Worker {
     pub upstreams: upstream::Upstreams,
     pub mirrors: mirror::Mirrors,
     pub callouts: callout::Callouts,
+    /// Tokens whose signature is known to be good.
+    pub tokens: RefCell<fieldgate_plugins::jwt::Cache>,
     /// Lines of the access log that were not handed over yet.
     lines: RefCell<Batch>,
     index: usize,
@@ -275,6 +277,7 @@ impl Worker {
             upstreams: upstream::Upstreams::new(shared.workers, shared.room_news.clone(), buffers.clone()),
             mirrors: mirror::Mirrors::default(),
             callouts: callout::Callouts::default(),
+            tokens: RefCell::default(),
             lines: RefCell::default(),
             index,
             overload: shared.overload.clone(),

@@ -4,12 +4,15 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Instant, SystemTime};
 
+use fieldgate_core::RequestHead;
 use fieldgate_core::guard::{Guard, Guarded, Verdict};
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
 use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_plugins::authz::{self, Authorizer, Provider};
+use fieldgate_plugins::authz::Authorizer;
+use fieldgate_plugins::jwt::{Authenticator, Refusal};
 use fieldgate_wire::h1::BodyKind;
 
 use super::decide::{Stop, of_local};
@@ -40,6 +43,8 @@ pub(super) fn admit<'p>(
                 let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
                 consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
             }
+            Step::Guard(guard) => consult(worker, conn, &**guard, None, request, walk)?,
+            Step::Authenticate(authenticator) => authenticate(worker, authenticator, request, walk)?,
             Step::Authorize(authorizer) => authorize(worker, conn, authorizer, request, walk)?,
         }
         walk.steps += 1;
@@ -163,6 +168,39 @@ fn custom<'p>(
             Err(Answer::new(500, "guard_not_found", "-", "a policy of this listener is missing\n").into())
         }
     }
+}
+
+#[allow(clippy::result_large_err)] // see `admit`
+fn authenticate(
+    worker: &Worker,
+    authenticator: &Authenticator,
+    request: &mut Request,
+    walk: &mut Walk<'_>,
+) -> Result<(), Stop> {
+    let mut learned = Metadata::default();
+    let cache = &mut worker.tokens.borrow_mut();
+    let result = authenticator.authenticate(&mut request.head, &mut learned, cache, SystemTime::now());
+    worker.recorder.tokens(result);
+    if let Err(why) = result {
+        return Err(bad_token(why, &request.head).into());
+    }
+    if !learned.tokens.is_empty() {
+        walk.known.get_or_insert_default().metadata.tokens.append(&mut learned.tokens);
+    }
+    Ok(())
+}
+
+/// As Envoy answers (RFC 6750 section 3), only that the realm has no query: a token may be in it.
+fn bad_token(why: Refusal, head: &RequestHead) -> Answer {
+    const MAX_PATH: usize = 256;
+    let scheme = if head.https { "https" } else { "http" };
+    let path = head.path().bytes().take(MAX_PATH).map(char::from);
+    let path: String = path.filter(|c| c.is_ascii_graphic() && !matches!(c, '"' | '\\')).collect();
+    let error = if why == Refusal::Missing { "" } else { ", error=\"invalid_token\"" };
+    let challenge = format!("Bearer realm=\"{scheme}://{}{path}\"{error}", head.authority);
+    let mut answer = Answer::new(why.status(), why.details(), "-", why.text());
+    answer.headers.push(b"www-authenticate", challenge.as_bytes());
+    answer
 }
 
 #[allow(clippy::result_large_err)] // see `admit`
