@@ -25,7 +25,7 @@ const MAX_POOLS: usize = 5_000;
 const MAX_EXPIRIES: usize = 10_000;
 
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
-const KINDS: [&str; 9] = [
+const KINDS: &[&str] = &[
     "AuthorizationPolicy",
     "GRPCRoute",
     "Gateway",
@@ -114,7 +114,7 @@ fn rejected(out: &mut String, view: &View) {
 
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
-    const READ: [&str; 18] = [
+    const READ: &[&str] = &[
         "AuthorizationPolicy",
         "ConfigMap",
         "DestinationRule",

@@ -111,10 +111,6 @@ fn steps(
         steps.push(Step::Authenticate(authenticator));
     }
     steps.extend(guards_that(|kind| matches!(kind, GuardKind::ExtAuthz(_))));
-    let authorizer = kept.into_iter().flat_map(|policy| &policy.steps).find_map(|step| match step {
-        Step::Authorize(authorizer) => Some(Arc::clone(authorizer)),
-        _ => None,
-    });
     let authorizer = authorizer.unwrap_or_else(|| Arc::new(Authorizer::compile(&listener.policies)));
     let providers = 0..authorizer.providers().len();
     steps.extend(providers.map(|provider| Step::Custom(Arc::clone(&authorizer), provider)));

@@ -36,7 +36,6 @@ const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, S
 const UNKNOWN: &str = "unknown";
 
 const COUNTERS: &[(&str, &str)] = &[
-const COUNTERS: [(&str, &str); 19] = [
     ("istio_requests_total", "Requests that the gateway handled, with Istio's standard labels."),
     ("fieldgate_split_requests_total", "Requests that a rule with several backends sent to each of them."),
     ("fieldgate_downstream_connections_total", "Connections that clients opened, by listener."),

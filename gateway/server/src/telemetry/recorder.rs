@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use fieldgate_core::guard::Guard;
 use fieldgate_core::ir::{ListenerKey, Mirror, ObjectKey, PolicyAction, Pool, PoolKey, Rule};
-use fieldgate_wire::tls::Refusal as Refused;
 use fieldgate_plugins::jwt::{self, Passed};
+use fieldgate_wire::tls::Refusal as Refused;
 use metrics::{Counter, Gauge};
 use rustc_hash::FxHashMap;
 
@@ -192,6 +192,8 @@ impl Recorder {
     /// Counts an answer that a guard waited for.
     pub fn guard_asked(&self, guard: &dyn Guard, took: Duration) {
         self.guards.asked(&self.telemetry, guard, took);
+    }
+
     /// Counts a request whose tokens were looked for.
     pub fn tokens(&self, result: Result<Passed, jwt::Refusal>) {
         match result {

@@ -11,7 +11,6 @@ use fieldgate_core::ir::{ConnectionFacts, GuardRef, Rule};
 use fieldgate_core::route::Entry;
 use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_plugins::authz::{self, Authorizer, Provider};
-use fieldgate_plugins::authz::Authorizer;
 use fieldgate_plugins::jwt::{Authenticator, Refusal};
 use fieldgate_wire::h1::BodyKind;
 
@@ -43,7 +42,6 @@ pub(super) fn admit<'p>(
                 let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
                 consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
             }
-            Step::Guard(guard) => consult(worker, conn, &**guard, None, request, walk)?,
             Step::Authenticate(authenticator) => authenticate(worker, authenticator, request, walk)?,
             Step::Authorize(authorizer) => authorize(worker, conn, authorizer, request, walk)?,
         }
