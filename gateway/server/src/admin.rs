@@ -62,6 +62,10 @@ const PATHS: [(&str, &str); 22] = [
     ("POST /api/v1/pools/{namespace}/{pool}/endpoints/{address}/undrain", "back into service (--api-write)"),
     ("GET /api/v1/jwks", "sets of keys that tokens are checked with; never the keys themselves"),
     ("GET /api/v1/explain?method=&url=&header=&client=", "what becomes of a request, and why"),
+    (
+        "GET /api/v1/explain?method=&url=&header=&client=&principal=&claim=",
+        "what becomes of a request, and why",
+    ),
     ("GET /config_dump", "the configuration in force"),
     ("GET /clusters", "pools and endpoints, as Envoy shows them (?format=json)"),
     ("GET /listeners", "bound addresses (?format=json)"),
@@ -200,7 +204,12 @@ fn explained(state: &AdminState, query: &Query<'_>) -> Answer {
     let method = query.first("method").unwrap_or_else(|| "GET".to_owned());
     let headers: Vec<_> = query.all("header").collect();
     let snapshot = Arc::clone(&state.shared.published.load().snapshot);
-    match Question::new(&method, &url, &headers, query.first("client").as_deref()) {
+    let claims: Vec<_> = query.all("claim").collect();
+    let question =
+        Question::new(&method, &url, &headers, query.first("client").as_deref()).and_then(|question| {
+            question.with_principal(query.first("principal").as_deref()).with_claims(&claims)
+        });
+    match question {
         Ok(question) => match serde_json::to_value(explain(&snapshot, &question, now_ms(state))) {
             Ok(value) => json(&value),
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),

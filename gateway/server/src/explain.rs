@@ -2,19 +2,19 @@
 //!
 //! Nothing is sent and no state of the gateway changes.
 
+mod authorization;
 mod request;
 
 use std::fmt;
-use std::net::SocketAddr;
 
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{BackendTarget, ConnectionFacts, Sticky};
+use fieldgate_core::ir::{BackendTarget, Sticky};
 use fieldgate_core::route::Entry;
-use fieldgate_core::snapshot::{AddressTable, CompiledListener, CompiledRule};
+use fieldgate_core::snapshot::{AddressTable, CompiledRule};
 use fieldgate_core::split::{SplitState, Why};
-use fieldgate_plugins::authz::{Authorizer, DryRun, RuleInfo};
 use serde::{Deserialize, Serialize};
 
+pub use self::authorization::{Authorization, Considered};
 pub use self::request::Question;
 use crate::describe;
 use crate::telemetry::backend_name;
@@ -44,18 +44,6 @@ pub struct Answer {
     /// What should be known about this answer.
     #[serde(default)]
     pub notes: Vec<String>,
-}
-
-/// What the policies say.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Authorization {
-    /// Whether it may pass.
-    pub allowed: bool,
-    /// Why.
-    pub why: String,
-    /// What policies in dry-run would have said.
-    #[serde(default)]
-    pub dry_run: Vec<String>,
 }
 
 /// The rule that takes the request.
@@ -112,7 +100,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now_ms: u64) -> Answer 
         authorization: None,
         rule: None,
         others: Vec::new(),
-        notes: Vec::new(),
+        notes: question.notes.clone(),
     };
     answer.result = walk(snapshot, question, now_ms, &mut answer);
     answer
@@ -137,7 +125,7 @@ fn walk(snapshot: &Snapshot, question: &Question, now_ms: u64, answer: &mut Answ
         );
     };
     answer.listener = Some(listener.ir.key.to_string());
-    let authorization = authorize(listener, question, table.address);
+    let authorization = authorization::authorize(snapshot, listener, question, table.address);
     let refused = authorization.as_ref().filter(|a| !a.allowed).map(|a| a.why.clone());
     answer.authorization = authorization;
     let found = listener.table.explain(&question.head);
@@ -204,39 +192,6 @@ fn listener_hosts(table: &AddressTable) -> String {
     let hosts: Vec<_> =
         table.listeners.iter().filter_map(|l| l.ir.hostname.as_ref()).map(ToString::to_string).collect();
     if hosts.is_empty() { String::new() } else { format!("; hosts are {}", hosts.join(", ")) }
-}
-
-fn authorize(listener: &CompiledListener, question: &Question, local: SocketAddr) -> Option<Authorization> {
-    let authorizer = Authorizer::compile(&listener.policies);
-    if authorizer.is_empty() {
-        return None;
-    }
-    let facts = ConnectionFacts {
-        peer: question.client,
-        client: question.client,
-        local,
-        sni: question.head.https.then(|| question.head.host()),
-        identity: None,
-    };
-    let decision = authorizer.decide(&question.head, &facts, &fieldgate_core::identity::Metadata::default());
-    let name = |rule: &RuleInfo| {
-        format!("rule {} of AuthorizationPolicy {}/{}", rule.index, rule.policy.namespace, rule.policy.name)
-    };
-    let why = match (decision.allowed, decision.matched) {
-        (true, Some(rule)) => format!("{} allows it", name(rule)),
-        (true, None) => "no policy refuses it".to_owned(),
-        (false, Some(rule)) => format!("{} denies it", name(rule)),
-        (false, None) => "there are ALLOW policies and none of their rules matches".to_owned(),
-    };
-    let dry = |kind: &str, run: Option<DryRun<'_>>| {
-        run.map(|run| {
-            let verdict = if run.allowed { "let it pass" } else { "refuse it" };
-            let by = run.matched.map_or_else(|| "no rule matches".to_owned(), name);
-            format!("{kind} policies in dry-run would {verdict}: {by}")
-        })
-    };
-    let dry_run = [dry("DENY", decision.dry_run_deny), dry("ALLOW", decision.dry_run_allow)];
-    Some(Authorization { allowed: decision.allowed, why, dry_run: dry_run.into_iter().flatten().collect() })
 }
 
 fn take(snapshot: &Snapshot, entry: &Entry, question: &Question, now_ms: u64) -> (Winner, String) {
@@ -339,9 +294,7 @@ impl fmt::Display for Answer {
         if let Some(authorization) = &self.authorization {
             let verdict = if authorization.allowed { "allowed" } else { "refused" };
             writeln!(f, "policies   {verdict}: {}", authorization.why)?;
-            for line in &authorization.dry_run {
-                writeln!(f, "           {line}")?;
-            }
+            authorization.write_details(f)?;
         }
         if let Some(rule) = &self.rule {
             writeln!(f, "rule       {} of {}\n           {}", rule.rule, rule.route, rule.matched)?;

@@ -19,7 +19,8 @@ use crate::explain::{Answer, Question, explain};
 Examples:
   fieldgate explain GET http://shop.example/cart
   fieldgate explain POST https://shop.example/pay -H 'x-canary: yes' --config ./config
-  fieldgate explain GET http://shop.example/admin --client 203.0.113.9")]
+  fieldgate explain GET http://shop.example/admin --client 203.0.113.9
+  fieldgate explain GET https://shop.example/ --principal cluster.local/ns/shop/sa/web --claim groups='[\"admin\"]'")]
 pub(super) struct Explain {
     /// The method.
     method: String,
@@ -31,6 +32,13 @@ pub(super) struct Explain {
     /// The client's address.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     client: String,
+    /// The identity of the client's certificate: `cluster.local/ns/shop/sa/web`.
+    #[arg(long, value_name = "NAME")]
+    principal: Option<String>,
+    /// A claim of a verified token, `name=value`, where the value may be JSON; may be repeated. A token in a header is
+    /// read, too, and not verified.
+    #[arg(long = "claim", value_name = "CLAIM")]
+    claims: Vec<String>,
     #[command(flatten)]
     trust_domain: TrustDomainArgs,
     /// Ask a configuration: directories, files, or `-`.
@@ -47,7 +55,9 @@ pub(super) struct Explain {
 impl Explain {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         // A mistake in the question is told the same way, whoever answers.
-        let question = Question::new(&self.method, &self.url, &self.headers, Some(&self.client))?;
+        let question = Question::new(&self.method, &self.url, &self.headers, Some(&self.client))?
+            .with_principal(self.principal.as_deref())
+            .with_claims(&self.claims)?;
         let answer = if self.config.is_empty() {
             self.ask()?
         } else {
@@ -75,6 +85,12 @@ impl Explain {
         );
         for header in &self.headers {
             path.push_str(&format!("&header={}", encode(header)));
+        }
+        if let Some(principal) = &self.principal {
+            path.push_str(&format!("&principal={}", encode(principal)));
+        }
+        for claim in &self.claims {
+            path.push_str(&format!("&claim={}", encode(claim)));
         }
         let value = get_json(self.admin, &path)?;
         serde_json::from_value(value)

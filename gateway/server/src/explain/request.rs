@@ -2,11 +2,16 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use fieldgate_core::head::split_port;
+use fieldgate_core::identity::{Metadata, PeerIdentity, Token};
 use fieldgate_core::{Method, RequestHead};
 use fieldgate_wire::h1::valid_authority;
 use http::{HeaderName, HeaderValue};
+use serde_json::{Map, Value};
 
 use crate::worker::set_target;
 
@@ -21,6 +26,12 @@ pub struct Question {
     pub port_given: bool,
     /// The client's address.
     pub client: IpAddr,
+    /// Who the client's certificate would say that it is.
+    pub identity: Option<PeerIdentity>,
+    /// What tokens would have said.
+    pub metadata: Metadata,
+    /// What should be known about what was understood.
+    pub notes: Vec<String>,
 }
 
 impl Question {
@@ -85,8 +96,80 @@ impl Question {
             Some(text) => text.parse().map_err(|_| format!("`{text}` is not an IP address"))?,
             None => IpAddr::V4(Ipv4Addr::LOCALHOST),
         };
-        Ok(Self { head, port, port_given, client })
+        let mut question = Self {
+            head,
+            port,
+            port_given,
+            client,
+            identity: None,
+            metadata: Metadata::default(),
+            notes: Vec::new(),
+        };
+        question.read_token();
+        Ok(question)
     }
+
+    /// As of a client with a certificate of this identity; a SPIFFE identity without its scheme is one, too.
+    #[must_use]
+    pub fn with_principal(mut self, principal: Option<&str>) -> Self {
+        self.identity = principal.map(|name| {
+            let uri = if name.contains("://") { name.to_owned() } else { format!("spiffe://{name}") };
+            PeerIdentity { uris: vec![uri.into()], ..PeerIdentity::default() }
+        });
+        self
+    }
+
+    /// As with a verified token of these claims, written `name=value`; a value may be JSON. They are put over those of a
+    /// token that the request has.
+    pub fn with_claims(mut self, claims: &[String]) -> Result<Self, String> {
+        if claims.is_empty() {
+            return Ok(self);
+        }
+        let known = self.metadata.tokens.pop().map(|token| token.claims.clone());
+        let mut all = known.unwrap_or_default();
+        for claim in claims {
+            let (name, value) = claim
+                .split_once('=')
+                .ok_or_else(|| format!("`{claim}` is not a claim; write 'name=value'"))?;
+            let value = match serde_json::from_str(value) {
+                Ok(json @ (Value::Array(_) | Value::Object(_))) => json,
+                _ => Value::String(value.to_owned()),
+            };
+            all.insert(name.to_owned(), value);
+        }
+        self.metadata.tokens = vec![Arc::new(token(all))];
+        Ok(self)
+    }
+
+    /// The claims of a bearer's token, if there is one. Nothing here has keys.
+    fn read_token(&mut self) {
+        let header = self.head.headers.get("authorization").and_then(|value| std::str::from_utf8(value).ok());
+        let bearer = header.and_then(|text| text.strip_prefix("Bearer ").or(text.strip_prefix("bearer ")));
+        let Some(payload) = bearer.and_then(|text| text.trim().split('.').nth(1)) else { return };
+        let decoded = URL_SAFE_NO_PAD.decode(payload.trim_end_matches('=')).ok();
+        match decoded.and_then(|json| serde_json::from_slice(&json).ok()) {
+            Some(Value::Object(claims)) => {
+                self.metadata.tokens = vec![Arc::new(token(claims))];
+                self.notes.push("the token was read and not verified; a gateway verifies it first".into());
+            }
+            _ => self.notes.push("the Authorization header has no token that can be read".into()),
+        }
+    }
+}
+
+fn token(claims: Map<String, Value>) -> Token {
+    let text = |name: &str| claims.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (issuer, subject) = (text("iss"), text("sub"));
+    let principal = match (&*issuer, &*subject) {
+        ("", _) | (_, "") => String::new(),
+        (issuer, subject) => format!("{issuer}/{subject}"),
+    };
+    let audiences = match claims.get("aud") {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(all)) => all.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    };
+    Token { issuer, subject, principal, audiences, claims }
 }
 
 impl fmt::Display for Question {
@@ -118,6 +201,27 @@ mod tests {
             assert!(Question::new("GET", bad, &[], None).is_err(), "{bad}");
         }
         assert!(Question::new("G T", "http://a/", &[], None).is_err());
+    }
+
+    #[test]
+    fn tokens_are_read() {
+        let payload = URL_SAFE_NO_PAD.encode(r#"{"iss":"https://i","sub":"s","aud":"x"}"#);
+        let headers = [format!("Authorization: Bearer e30.{payload}.x")];
+        let question = Question::new("GET", "http://a/", &headers, None).unwrap();
+        assert_eq!(question.metadata.tokens[0].principal, "https://i/s");
+        assert!(question.notes[0].contains("not verified"));
+        let claims = ["sub=other".to_owned(), r#"groups=["a"]"#.to_owned(), "n=7".to_owned()];
+        let token = question.with_claims(&claims).unwrap().metadata.tokens[0].clone();
+        assert_eq!(
+            (token.principal.as_str(), &token.audiences[..]),
+            ("https://i/other", &["x".to_owned()][..])
+        );
+        assert_eq!(token.claims["groups"], serde_json::json!(["a"]));
+        assert_eq!(token.claims["n"], serde_json::json!("7"));
+        let question = Question::new("GET", "http://a/", &[], None).unwrap();
+        assert!(question.clone().with_claims(&["sub".to_owned()]).is_err());
+        let question = question.with_principal(Some("td/ns/a/sa/b"));
+        assert_eq!(question.identity.unwrap().principal(), Some("td/ns/a/sa/b"));
     }
 
     #[test]

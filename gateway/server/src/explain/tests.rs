@@ -122,3 +122,59 @@ fn mirrors_are_named_with_their_share() {
     let text = answer.to_string();
     assert!(lines.iter().all(|line| text.contains(&format!("mirror     {line}\n"))), "{text}");
 }
+
+const WHO: &str = "
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: staff}
+spec:
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]
+  - {from: [{source: {requestPrincipals: ['https://i/*']}}], when: [{key: 'request.auth.claims[groups]', values: [admin]}]}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: trial, annotations: {istio.io/dry-run: 'true'}}
+spec: {action: DENY, rules: [{}]}
+";
+
+#[test]
+fn every_rule_that_was_considered_is_told() {
+    let text = format!("{EDGE}{WHO}");
+    let ask = |principal: Option<&str>, claims: &[&str]| {
+        let mut configuration = Configuration::default();
+        let outcome =
+            configuration.apply(vec![FileChange { name: "a.yaml".into(), text: Some(text.clone()) }]);
+        assert!(outcome.diagnostics.is_empty(), "{:?}", outcome.diagnostics);
+        let snapshot = Snapshot::compile(None, outcome.config, &Touched::All, 1);
+        let claims: Vec<_> = claims.iter().map(|c| (*c).to_owned()).collect();
+        let question = Question::new("GET", "http://shop.example.com:8080/", &[], None).unwrap();
+        let question = question.with_principal(principal).with_claims(&claims).unwrap();
+        explain(&snapshot, &question, 0)
+    };
+    let told = |answer: &Answer| -> Vec<String> {
+        let all = answer.authorization.as_ref().unwrap().considered.iter();
+        all.map(|c| {
+            let mark = if c.decided { "-> " } else { "" };
+            format!("{mark}{} {} {}", c.action, c.rule, if c.matched { "matches" } else { &c.why })
+        })
+        .collect()
+    };
+    assert_eq!(
+        told(&ask(None, &["iss=https://i", "sub=s", "groups=[\"user\"]"])),
+        [
+            "DENY default/no-admin rule 0 to[0].operation.paths",
+            "DENY default/trial rule 0 matches",
+            "ALLOW default/staff rule 0 from[0].source.principals",
+            "ALLOW default/staff rule 1 when[0]",
+        ]
+    );
+    let admin = ask(None, &["iss=https://i", "sub=s", "groups=[\"user\", \"admin\"]"]);
+    assert_eq!(told(&admin)[3], "-> ALLOW default/staff rule 1 matches");
+    assert!(admin.to_string().contains("-> ALLOW  default/staff rule 1  matches"), "{admin}");
+    let web = ask(Some("cluster.local/ns/shop/sa/web"), &[]);
+    assert_eq!(told(&web)[2], "-> ALLOW default/staff rule 0 matches");
+    assert!(web.authorization.unwrap().dry_run[0].contains("would refuse it"));
+    assert!(ask(None, &[]).result.starts_with("403: there are ALLOW policies"));
+}
