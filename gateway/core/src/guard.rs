@@ -12,7 +12,9 @@ use crate::identity::Metadata;
 use crate::ir::{ConnectionFacts, ObjectKey, PoolKey, Rule};
 
 /// A guard, ready to decide. One value serves all workers, so what it counts must be shared without locks.
-pub trait Guard: Send + Sync + std::fmt::Debug {
+///
+/// `Any`, so that the next version of a guard can know its own kind again, and take over what it has counted.
+pub trait Guard: std::any::Any + Send + Sync + std::fmt::Debug {
     /// The object that describes it.
     fn key(&self) -> &ObjectKey;
 
