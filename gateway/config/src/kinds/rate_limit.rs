@@ -27,6 +27,16 @@ pub struct RateLimitPolicySpec {
     pub headers: bool,
     /// What a refused client hears; 429.
     pub status: Option<u16>,
+    /// How a refused gRPC call ends; `Unavailable`, which 429 is to gRPC.
+    pub grpc_status: Option<GrpcStatus>,
+}
+
+/// How a refused gRPC call ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[allow(missing_docs)]
+pub enum GrpcStatus {
+    Unavailable,
+    ResourceExhausted,
 }
 
 /// A limit.
@@ -163,6 +173,8 @@ pub const MAX_KEYS: i64 = 10_000_000;
 const MAX_BURST: i64 = 1_000_000_000;
 /// The longest interval: a bucket that takes longer to fill is a quota, which must outlive a process.
 const MAX_PER: std::time::Duration = std::time::Duration::from_hours(24 * 7);
+/// The longest that an empty bucket may take to fill.
+const MAX_FILL: std::time::Duration = std::time::Duration::from_hours(24 * 365);
 
 pub(super) fn check_rate_limit_policy(spec: &RateLimitPolicySpec, checks: &mut Checks<'_>) {
     check_targets(&spec.target_refs, "RateLimitPolicy", checks);
@@ -202,6 +214,14 @@ fn check_limit(limit: &LimitSpec, at: &str, checks: &mut Checks<'_>) {
     }
     if let Some(burst) = limit.burst {
         checks.range(format_args!("{at}.burst"), burst, 1, MAX_BURST);
+    }
+    let tokens = limit.rate.requests.max(1);
+    if let Some(filled) = per.checked_mul(limit.burst.unwrap_or(tokens)).map(|all| all / tokens)
+        && filled > MAX_FILL
+    {
+        let message = format!("an empty bucket would take {} days to fill", filled.as_secs() / 86_400);
+        let hint = Some("at most 365; a smaller burst, or a faster rate");
+        checks.error(&format!("{at}.burst"), reason::OUT_OF_RANGE, message, hint);
     }
     if let Some(max) = limit.max_keys {
         checks.range(format_args!("{at}.maxKeys"), max, 1, MAX_KEYS);

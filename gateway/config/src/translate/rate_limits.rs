@@ -14,7 +14,7 @@ use super::policies::{paths, string};
 use super::routes::Surroundings;
 use crate::document::Object;
 use crate::kinds::rate_limit::{
-    EntrySpec, GlobalLimitSpec, KeySpec, LimitSpec, RateLimitPolicySpec, WhenSpec,
+    EntrySpec, GlobalLimitSpec, GrpcStatus, KeySpec, LimitSpec, RateLimitPolicySpec, WhenSpec,
 };
 use crate::kinds::{Kind, Spec};
 
@@ -35,7 +35,7 @@ fn targets(spec: &Spec) -> &[crate::kinds::fieldgate::TargetRef] {
 
 fn make(object: &Object, around: &Surroundings<'_>, notes: &mut Notes) -> Result<GuardKind, Refusal> {
     let Spec::RateLimitPolicy(spec) = &object.spec else { unreachable!("it is made for its own kind") };
-    let RateLimitPolicySpec { limits, global, shadow, headers, status, .. } = &**spec;
+    let RateLimitPolicySpec { limits, global, shadow, headers, status, grpc_status, .. } = &**spec;
     let limits: Result<_, Refusal> =
         limits.iter().enumerate().map(|(i, l)| limit(l, &format!("spec.limits[{i}]"))).collect();
     Ok(GuardKind::RateLimit(Box::new(RateLimit {
@@ -44,6 +44,7 @@ fn make(object: &Object, around: &Surroundings<'_>, notes: &mut Notes) -> Result
         shadow: *shadow,
         headers: *headers,
         status: status.unwrap_or(STATUS),
+        resource_exhausted: *grpc_status == Some(GrpcStatus::ResourceExhausted),
     })))
 }
 

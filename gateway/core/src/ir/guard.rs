@@ -282,6 +282,8 @@ pub struct RateLimit {
     pub headers: bool,
     /// What a refused client hears.
     pub status: u16,
+    /// Whether a refused gRPC call ends with RESOURCE_EXHAUSTED; else with UNAVAILABLE, which 429 is to gRPC.
+    pub resource_exhausted: bool,
 }
 
 /// A local limit: a bucket per value of `by`.
@@ -299,7 +301,7 @@ pub struct Limit {
     pub tokens: u32,
     /// See `tokens`.
     pub interval: Duration,
-    /// Buckets that are kept at most; beyond them the longest unused one is forgotten.
+    /// Buckets that are kept at most; beyond them the fullest is forgotten, which is mostly one long unused.
     pub max_keys: u32,
 }
 

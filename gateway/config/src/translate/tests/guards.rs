@@ -158,12 +158,13 @@ fn all_of_a_rate_limit_is_read() {
                 {path: '/users/{*}'}, {method: POST}]}], \
                 global: {backendRef: {group: fieldgate.dev, kind: Pool, name: p}, domain: edge, timeout: 50ms, \
                 failOpen: false, descriptors: [{entries: [{key: generic_key, value: x}, \
-                {key: remote_address, from: {client: {}}}]}]}, shadow: true, headers: true, status: 503";
+                {key: remote_address, from: {client: {}}}]}]}, shadow: true, headers: true, status: 503, grpcStatus: ResourceExhausted";
     let texts = [gateway(WEB), route("rules: [{}]"), pool("p"), policy("l", &[("HTTPRoute", "r", "")], spec)];
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     assert_eq!(problems(&texts), Vec::<String>::new());
     let read = rate_limit(&config(&texts), "l");
     assert_eq!((read.shadow, read.headers, read.status), (true, true, 503));
+    assert!(read.resource_exhausted);
     let limit = &read.limits[0];
     assert_eq!((&*limit.name, limit.burst, limit.tokens, limit.max_keys), ("per-user", 20, 100, 5000));
     assert_eq!(limit.interval, Duration::from_mins(1));
@@ -227,6 +228,7 @@ fn what_makes_no_sense_is_refused() {
     check("limits: [{name: a, rate: {requests: 1, per: 0s}}]", "OutOfRange spec.limits[0].rate.per");
     check("limits: [{name: a, rate: {requests: 1, per: 8d}}]", "OutOfRange spec.limits[0].rate.per");
     check(&limit("burst: 0"), "OutOfRange spec.limits[0].burst");
+    check(&limit("burst: 40000000"), "OutOfRange spec.limits[0].burst");
     check(&limit("maxKeys: 10"), "ConflictingFields spec.limits[0].maxKeys");
     check(&limit("by: [{}]"), "MissingField spec.limits[0].by[0]");
     check(&limit("by: [{route: {}, host: {}}]"), "ConflictingFields spec.limits[0].by[0].host");
