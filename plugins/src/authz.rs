@@ -18,6 +18,7 @@ mod peer;
 mod rule;
 mod text;
 mod token;
+pub(crate) mod text;
 
 use std::sync::Arc;
 

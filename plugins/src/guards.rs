@@ -10,15 +10,19 @@ use fieldgate_core::ir::{self, GuardKind, ObjectKey};
 
 use crate::edge;
 use crate::ext_authz;
+use crate::rate_limit;
 
 /// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping.
 pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn Guard> {
-    let _ = before;
     match &guard.kind {
         GuardKind::Edge(rules) => edge::ready(guard, rules),
         GuardKind::ExtAuthz(authz) => ext_authz::ready(&guard.key, authz),
         GuardKind::Login(_) => closed(&guard.key, "it cannot be enforced by this build"),
         GuardKind::RateLimit(_) => closed(&guard.key, "it cannot be enforced by this build"),
+        GuardKind::RateLimit(limit) => rate_limit::ready(&guard.key, limit, before),
+        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::ExtAuthz(_) => {
+            closed(&guard.key, "it cannot be enforced by this build")
+        }
     }
 }
 

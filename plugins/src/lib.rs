@@ -8,3 +8,4 @@ pub mod ext_authz;
 pub mod grpc;
 pub mod guards;
 pub mod jwt;
+pub mod rate_limit;

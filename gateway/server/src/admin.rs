@@ -6,6 +6,7 @@ mod change;
 mod clusters;
 mod drain;
 mod dump;
+mod guards;
 mod pools;
 mod scrape;
 mod views;
@@ -185,10 +186,11 @@ fn ready(state: &AdminState) -> Answer {
 
 async fn metrics(state: &AdminState) -> Answer {
     flush(state).await;
-    let snapshot = Arc::clone(&state.shared.published.load().snapshot);
+    let published = state.shared.published.load_full();
     let view = state.view.load_full();
     let body = state.shared.telemetry.render(|out| {
-        scrape::write(out, &snapshot, &view, now_ms(state));
+        scrape::write(out, &published.snapshot, &view, now_ms(state));
+        guards::write(out, &published);
         state.shared.overload.render(out);
     });
     with_type(StatusCode::OK, "text/plain; version=0.0.4", body)
