@@ -3,6 +3,7 @@
 mod authentications;
 mod backends;
 mod destination_rules;
+mod edge_policies;
 mod gateways;
 mod guards;
 mod incremental;
