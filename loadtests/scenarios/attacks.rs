@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use fieldgate_loadtests::load::{Plan, Running, Tally};
 use fieldgate_loadtests::rig::{Gateway, config};
 
-use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless};
+use crate::context::{Context, Figures, Outcome, ensure, ensure_flawless, ensure_no_panic};
 use crate::edge::{Edge, HOST};
 
 pub use limits::run as limits;
@@ -70,6 +70,10 @@ pub fn run(context: &Context) -> Outcome {
     }
     let floods = gateway.metric("fieldgate_http2_floods_total", "")?;
     figures.add(format!("HTTP/2 connections ended because of a flood: {floods}"));
+    wrong.extend(ensure_no_panic(&gateway.process).err());
+    if gateway.metric("fieldgate_panics_total", "")? > 0.0 {
+        wrong.push("the gateway counts panics".to_owned());
+    }
     if wrong.is_empty() {
         return Ok(figures);
     }

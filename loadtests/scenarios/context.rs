@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fieldgate_loadtests::load::Tally;
 use fieldgate_loadtests::rig::config::{self, Listener};
-use fieldgate_loadtests::rig::{Backend, ConfigDir, Gateway, GatewayOptions, ports};
+use fieldgate_loadtests::rig::{Backend, ConfigDir, Gateway, GatewayOptions, Process, ports};
 use tempfile::TempDir;
 
 use crate::{Arguments, bench};
@@ -160,6 +160,15 @@ impl Stage {
 /// Fails unless the condition holds.
 pub fn ensure(condition: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise()) }
+}
+
+/// Fails if a gateway's log tells of a panic: none can be caused from outside.
+pub fn ensure_no_panic(gateway: &Process) -> Result<(), String> {
+    let log = gateway.log();
+    let panic = log
+        .lines()
+        .find(|line| line.contains("panic, a mistake in this program") || line.contains("panicked at"));
+    panic.map_or(Ok(()), |line| Err(format!("the gateway panicked: {line}")))
 }
 
 /// Fails unless the access log has one line for each of so many requests.

@@ -15,6 +15,7 @@ mod edge;
 mod exchanges;
 mod failure;
 mod faults;
+mod hardening;
 mod held;
 mod idle;
 mod memory;
@@ -60,6 +61,11 @@ const SCENARIOS: &[Scenario] = &[
     scenario("sticky", "users stay on their side through a 0 to 100 ramp", sticky::run),
     scenario("reloads", "a thousand reloads under load fail no request", reloads::run),
     scenario("upgrade", "binary upgrades under load fail no request", upgrade::run),
+    scenario(
+        "hardening",
+        "without privileges, with its own system calls and files only: serves, reloads, hands over",
+        hardening::run,
+    ),
     scenario("resumption", "TLS sessions resume across a binary upgrade", resumption::run),
     scenario("drain", "SIGTERM under load fails no request", drain::run),
     scenario("backend-kill", "killed backends are gone around; all down is 503 at once", failure::run),

@@ -1,7 +1,9 @@
 //! The admin server: metrics, state and a few orders, over HTTP/1.1 on the control runtime.
 //!
 //! It listens on loopback unless told otherwise, shows everything except private keys, and is never on a request's path.
+//! Who may ask it for what is decided in [`access`], before anything else is looked at.
 
+mod access;
 mod change;
 mod clusters;
 mod drain;
@@ -9,6 +11,7 @@ mod dump;
 mod guards;
 mod pools;
 mod scrape;
+mod tls;
 mod views;
 
 use std::convert::Infallible;
@@ -18,21 +21,25 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue, ORIGIN};
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::Value;
-use tokio::net::TcpListener;
+use serde_json::{Value, json as value};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 
+pub use access::{Access, Options, Rule};
 use pools::Pools;
+pub use tls::{Tls, TlsFiles};
 
-use crate::control::AdminState;
+use crate::audit::{self, Who};
+use crate::control::{AdminState, ApiWrite};
 use crate::explain::{Question, explain};
+use crate::panics;
 use crate::worker::{Command, WorkerReport};
 
 /// Connections served at once; more wait in the socket's queue.
@@ -40,6 +47,9 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// How long a client may take to send a request's head, and an idle connection is kept.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a client may take to agree on TLS and to show its certificate.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long an answer waits for workers. One that is stuck must not take the metrics with it.
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -79,8 +89,8 @@ const PATHS: [(&str, &str); 22] = [
 
 type Answer = Response<Full<Bytes>>;
 
-/// Serves until it is aborted.
-pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
+/// Serves until it is aborted; with `tls`, only clients that show a certificate.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, tls: Option<Arc<Tls>>) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         // The semaphore is never closed.
@@ -94,38 +104,95 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
             }
         };
         let state = Arc::clone(&state);
+        let tls = tls.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(Arc::clone(&state), peer, request));
-            // An error here is the client's: it went away or spoke no HTTP.
-            let _ = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            match tls {
+                None => {
+                    let who = Ok(state.access.plain(peer));
+                    let local = stream.local_addr().unwrap_or(peer);
+                    serve_client(state, Client { who, local, tls: false }, stream).await;
+                }
+                Some(tls) => serve_tls(state, &tls, stream, peer).await,
+            }
             drop(permit);
         });
     }
 }
 
-async fn answer(
-    state: Arc<AdminState>,
-    peer: SocketAddr,
-    request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
-    if change::is_change(&request) {
-        return Ok(change::answer(&state, peer, request).await);
-    }
-    if drain::is_order(&request) {
-        return Ok(drain::order(&state, peer, &request).await);
-    }
-    Ok(route(&state, &request).await)
+/// Whoever is at the other end of a connection.
+struct Client {
+    /// Who, or why it may not even read.
+    who: Result<Who, String>,
+    /// The address that it reached.
+    local: SocketAddr,
+    tls: bool,
 }
 
-async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
+async fn serve_tls(state: Arc<AdminState>, tls: &Tls, stream: TcpStream, peer: SocketAddr) {
+    let local = stream.local_addr().unwrap_or(peer);
+    let accept = tokio_rustls::TlsAcceptor::from(tls.current()).accept(stream);
+    let stream = match tokio::time::timeout(HANDSHAKE_TIMEOUT, accept).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::warn!(%peer, "a client of the admin server is refused: {error}");
+            return;
+        }
+        Err(_) => return,
+    };
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let names = certificate.and_then(tls::Names::of).unwrap_or_default();
+    let who = state.access.certified(peer, &names);
+    serve_client(state, Client { who, local, tls: true }, stream).await;
+}
+
+async fn serve_client<S>(state: Arc<AdminState>, client: Client, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let service = service_fn(|request| answer(&state, &client, request));
+    // An error here is the client's: it went away or spoke no HTTP.
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn answer(
+    state: &AdminState,
+    client: &Client,
+    request: Request<Incoming>,
+) -> Result<Answer, Infallible> {
+    let (method, path) = (request.method(), request.uri().path());
+    let changes = !matches!(*method, Method::GET | Method::HEAD);
+    let who = match &client.who {
+        Ok(who) if changes => access::with_user(who.clone(), client.local).await,
+        Ok(who) => who.clone(),
+        Err(message) => return Ok(text(StatusCode::FORBIDDEN, format!("{message}\n"))),
+    };
+    let anyone = state.api_write == ApiWrite::Anyone;
+    if let Some(why) = access::refusal(&who, client.tls, anyone, method, path, request.headers()) {
+        if changes {
+            tracing::warn!(%who, %method, path, "refused by the admin server: {why}");
+            let about = value!({"asked": format!("{method} {path}")});
+            state.audit.record("request", &who, about, &audit::Outcome::Refused(why.clone()));
+        }
+        return Ok(change::told(StatusCode::FORBIDDEN, &value!({"error": why})));
+    }
+    if change::is_change(&request) {
+        return Ok(change::answer(state, &who, request).await);
+    }
+    if drain::is_order(&request) {
+        return Ok(drain::order(state, &who, &request).await);
+    }
+    Ok(route(state, &who, &request).await)
+}
+
+async fn route<B>(state: &AdminState, who: &Who, request: &Request<B>) -> Answer {
     let path = request.uri().path();
     let query = Query(request.uri().query().unwrap_or_default());
     if matches!(path, "/drain_listeners" | "/quitquitquit" | "/healthcheck/fail" | "/healthcheck/ok") {
-        return order(state, request);
+        return order(state, who, request);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return not_allowed("GET, HEAD");
@@ -153,14 +220,15 @@ async fn route<B>(state: &AdminState, request: &Request<B>) -> Answer {
     }
 }
 
-/// What changes something. A web page must not be able to: browsers send `Origin` with what a page makes them post.
-fn order<B>(state: &AdminState, request: &Request<B>) -> Answer {
+/// What changes something, asked for by somebody who may.
+fn order<B>(state: &AdminState, who: &Who, request: &Request<B>) -> Answer {
     if *request.method() != Method::POST {
         return not_allowed("POST");
     }
-    if request.headers().contains_key(ORIGIN) {
-        return text(StatusCode::FORBIDDEN, "orders from web pages are refused\n");
-    }
+    // Before it is done: one of them ends the process.
+    let action = request.uri().path().trim_start_matches('/');
+    tracing::info!(%who, "{action} by the admin server");
+    state.audit.record(action, who, value!({}), &audit::Outcome::Done);
     match request.uri().path() {
         "/quitquitquit" => drop(state.quit.send_replace(true)),
         "/healthcheck/fail" => fail(state, true),
@@ -192,6 +260,9 @@ async fn metrics(state: &AdminState) -> Answer {
         scrape::write(out, &published.snapshot, &view, now_ms(state));
         guards::write(out, &published);
         state.shared.overload.render(out);
+        scrape::hardening(out, &state.hardened);
+        scrape::audit(out, &state.audit);
+        panics::render(out);
     });
     with_type(StatusCode::OK, "text/plain; version=0.0.4", body)
 }

@@ -1,11 +1,14 @@
 //! The command line. Each command is one file; what a command does is done elsewhere, here it is asked for and shown.
 
+mod admin;
 mod apply;
+mod audit;
 mod check;
 mod client;
 mod demo;
 mod drain;
 mod explain;
+mod hardening;
 mod overload;
 mod run;
 mod status;
@@ -39,9 +42,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Run(run::Run),
+    Run(Box<run::Run>),
     Check(check::Check),
     Apply(apply::Apply),
+    Audit(audit::Audit),
     Delete(apply::Delete),
     Explain(explain::Explain),
     Status(status::Status),
@@ -57,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Run(run) => return run.run(),
         Command::Check(check) => check.run(),
         Command::Apply(apply) => apply.run(),
+        Command::Audit(audit) => audit.run(),
         Command::Delete(delete) => delete.run(),
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run(),

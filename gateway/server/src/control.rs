@@ -28,14 +28,18 @@ use arc_swap::ArcSwap;
 use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::translate::TrustDomains;
-use fieldgate_config::{Configuration, Diagnostic, Outcome};
+use fieldgate_config::{Configuration, Diagnostic, FileChange, Outcome};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, Locality, ObjectKey, Touched};
 use fieldgate_core::snapshot::Rejection;
 use rustc_hash::FxHashSet;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use crate::admin::Access;
+use crate::audit::{self, Audit, Who};
+use crate::hardening::Report;
 use crate::health::Checks;
 use crate::jwks::KeySets;
 use crate::published::{Published, Shared};
@@ -117,7 +121,7 @@ impl ControlHandle {
     }
 
     /// Changes objects; `None` at the end of the process.
-    pub async fn change(&self, who: String, if_generation: Option<u64>, what: What) -> Option<Answer> {
+    pub async fn change(&self, who: Who, if_generation: Option<u64>, what: What) -> Option<Answer> {
         let (reply, answer) = oneshot::channel();
         self.send(Event::Change(Change { who, if_generation, what, reply }));
         answer.await.ok()
@@ -127,7 +131,7 @@ impl ControlHandle {
     /// `None` at the end of the process.
     pub async fn drain_endpoint(
         &self,
-        who: String,
+        who: Who,
         pool: PoolName,
         address: SocketAddr,
         drained: bool,
@@ -169,6 +173,12 @@ pub struct AdminState {
     pub api_write: ApiWrite,
     /// An operator wants it to say that it is not ready, for a load balancer in front.
     pub failing: AtomicBool,
+    /// What the process took from itself.
+    pub hardened: Arc<Report>,
+    /// Who may do what here.
+    pub access: Access,
+    /// Where changes are written down.
+    pub audit: Arc<Audit>,
 }
 
 /// Whether the admin server changes objects.
@@ -226,6 +236,7 @@ pub struct Control {
     problems: Problems,
     /// Where objects go that no file describes yet.
     directory: Option<PathBuf>,
+    audit: Arc<Audit>,
     /// Files that were written here.
     written: FxHashSet<Arc<str>>,
     /// Errors that came up with the last change by the admin server.
@@ -259,12 +270,15 @@ pub struct Parts {
     pub trust_domains: TrustDomains,
     /// Where objects go that no file describes yet; `None` if there is no directory.
     pub directory: Option<PathBuf>,
+    /// Where changes are written down.
+    pub audit: Arc<Audit>,
 }
 
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
         let Parts { shared, workers, tell, inherited, resolver, keys, locality, trust_domains, directory } =
+        let Parts { shared, workers, tell, inherited, resolver, locality, trust_domains, directory, audit } =
             parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
@@ -289,6 +303,7 @@ impl Control {
             upstream_tls: upstream_tls::Clients::default(),
             problems: Problems::default(),
             directory,
+            audit,
             written: FxHashSet::default(),
             consequences: Vec::new(),
             changes: ChangeCounts::default(),
@@ -374,9 +389,28 @@ impl Control {
     fn on_update(&mut self, update: Update) {
         self.source_diagnostics = update.diagnostics;
         let changes = self.at_present(update.changes);
+        let row = |change: &FileChange| {
+            let verb = if change.text.is_some() { "read" } else { "gone" };
+            json!({"file": &*change.name, "verb": verb})
+        };
+        let files = audit::names(changes.iter().map(row));
         let outcome = self.configuration.apply(changes);
         self.take_over(outcome);
         self.settle();
+        self.audit_update(files);
+    }
+
+    /// Errors in files are the outcome too: what they refuse stays as it was.
+    fn audit_update(&self, files: serde_json::Value) {
+        let errors = self.document_diagnostics.iter().chain(&self.source_diagnostics);
+        let errors = errors.filter(|diagnostic| diagnostic.severity == Severity::Error).count();
+        let about = json!({
+            "files": files,
+            "generation": self.generation,
+            "published": self.touched.is_none(),
+            "errors": errors,
+        });
+        self.audit.record("reload", &Who::Files, about, &audit::Outcome::Done);
     }
 
     fn take_over(&mut self, outcome: Outcome) {
@@ -500,9 +534,15 @@ impl Control {
         let DrainOrder { who, pool, address, drained, reply } = order;
         let snapshot = Arc::clone(&self.shared.published.load().snapshot);
         let result = self.drains.set(&snapshot, &pool, address, drained);
+        let outcome = match &result {
+            Ok(_) => audit::Outcome::Done,
+            Err(message) => audit::Outcome::Refused(message.clone()),
+        };
+        let about = json!({"pool": pool.to_string(), "endpoint": address, "changed": result == Ok(true)});
+        self.audit.record(if drained { "drain" } else { "undrain" }, &who, about, &outcome);
         if let Ok(true) = result {
             let what = if drained { "taken out of service" } else { "put back into service" };
-            tracing::info!(who, %pool, endpoint = %address, "endpoint is {what} by an operator");
+            tracing::info!(%who, %pool, endpoint = %address, "endpoint is {what} by an operator");
             self.report();
         }
         let _ = reply.send(result);

@@ -4,6 +4,7 @@
 //! in `Signals`, and pingora learns of an end only when it is safe; why is in
 //! `docs/decisions/0002-pingora-hosts-the-process.md`.
 
+mod admin_socket;
 mod files;
 mod handover;
 mod pid_file;
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -22,14 +23,17 @@ use fieldgate_core::ir::Locality;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
-use tokio::net::TcpListener;
+use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::admin;
+use crate::admin::{self, Access};
+use crate::audit::{self, Audit, Who};
 use crate::control::{self, AdminState, ApiWrite, Control, ControlHandle, Event, Parts};
 use crate::jwks::KeySets;
+use crate::hardening;
 use crate::overload::{self, Limits, Overload};
+use crate::panics;
 use crate::published::{Published, Shared};
 use crate::resolve::Resolver;
 use crate::source::{Source, Watcher};
@@ -75,6 +79,12 @@ pub struct RunOptions {
     pub api_write: ApiWrite,
     /// The gateway's own limits.
     pub limits: Limits,
+    /// What the process takes from itself.
+    pub hardening: hardening::Options,
+    /// TLS and roles of the admin server.
+    pub admin_access: admin::Options,
+    /// Where changes are written down.
+    pub audit_log: Option<audit::Target>,
 }
 
 impl Default for RunOptions {
@@ -92,17 +102,56 @@ impl Default for RunOptions {
             access_log: None,
             api_write: ApiWrite::Off,
             limits: Limits::default(),
+            hardening: hardening::Options::default(),
+            admin_access: admin::Options::default(),
+            audit_log: None,
         }
     }
 }
 
 /// Runs the gateway until it is told to end. Logging must be set up before.
 pub fn run(options: RunOptions) -> ExitCode {
+    panics::watch();
     files::raise_limit();
+    let hardened = match hardening::enter(&options.hardening, &files::places(&options)) {
+        Ok(report) => Arc::new(report),
+        Err(message) => {
+            tracing::error!("{message}; the process ends");
+            return ExitCode::FAILURE;
+        }
+    };
+    let audit = match Audit::open(options.audit_log.clone()) {
+        Ok(audit) => Arc::new(audit),
+        Err(message) => {
+            tracing::error!("{message}; the process ends");
+            return ExitCode::FAILURE;
+        }
+    };
+    let about = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "pid": std::process::id(),
+        "config": audit::names(options.config.iter().map(|path| path.display().to_string())),
+        "hardening": hardened.json(),
+    });
+    audit.record("start", &Who::Process("this process"), about, &audit::Outcome::Done);
     let (control, events) = control::channel();
     let end = Arc::new(watch::Sender::new(None));
-    let signals = Signals { control: control.clone(), drain_time: options.drain_time, end: end.subscribe() };
-    let gateway = Gateway { start: Some(Start { options, control, events, end: Arc::clone(&end) }) };
+    let signals = Signals {
+        control: control.clone(),
+        drain_time: options.drain_time,
+        end: end.subscribe(),
+        audit: Arc::clone(&audit),
+    };
+    let gateway = Gateway {
+        start: Some(Start {
+            options,
+            hardened,
+            audit: Arc::clone(&audit),
+            control,
+            events,
+            end: Arc::clone(&end),
+        }),
+    };
     let conf = ServerConf {
         threads: CONTROL_THREADS,
         work_stealing: true,
@@ -116,6 +165,8 @@ pub fn run(options: RunOptions) -> ExitCode {
     server.add_service(gateway);
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     let failed = matches!(*end.borrow(), Some(End::Failed));
+    let about = json!({"pid": std::process::id(), "failed": failed});
+    audit.record("end", &Who::Process("this process"), about, &audit::Outcome::Done);
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
@@ -136,6 +187,13 @@ struct Signals {
     control: ControlHandle,
     drain_time: Duration,
     end: watch::Receiver<Option<End>>,
+    audit: Arc<Audit>,
+}
+
+impl Signals {
+    fn record(&self, action: &str, signal: &'static str) {
+        self.audit.record(action, &Who::signal(signal), json!({}), &audit::Outcome::Done);
+    }
 }
 
 #[async_trait]
@@ -148,8 +206,12 @@ impl ShutdownSignalWatch for Signals {
         let mut hangup = listen_for(SignalKind::hangup());
         loop {
             tokio::select! {
-                () = received(&mut terminate) => self.control.send(Event::Drain { deadline: self.drain_time }),
+                () = received(&mut terminate) => {
+                    self.record("drain_listeners", "SIGTERM");
+                    self.control.send(Event::Drain { deadline: self.drain_time });
+                }
                 () = received(&mut interrupt) => {
+                    self.record("quitquitquit", "SIGINT");
                     tracing::info!("interrupted: ending at once");
                     return ShutdownSignal::FastShutdown;
                 }
@@ -218,6 +280,8 @@ impl Service for Gateway {
 
 struct Start {
     options: RunOptions,
+    hardened: Arc<hardening::Report>,
+    audit: Arc<Audit>,
     control: ControlHandle,
     events: tokio::sync::mpsc::UnboundedReceiver<Event>,
     end: Arc<watch::Sender<Option<End>>>,
@@ -225,8 +289,8 @@ struct Start {
 
 impl Start {
     async fn run(self) -> Result<End, String> {
-        let Self { options, control, events, .. } = self;
-        check_api_write(&options)?;
+        let Self { options, hardened, audit, control, events, .. } = self;
+        admin_socket::check(&options)?;
         let mut takeover = take_over(&options)?;
         let paths = options.config.clone();
         let opened = tokio::task::spawn_blocking(move || Source::open(&paths)).await;
@@ -243,6 +307,7 @@ impl Start {
             locality: options.locality.clone(),
             trust_domains: options.trust_domains.clone(),
             directory: options.config.iter().find(|path| path.is_dir()).cloned(),
+            audit: Arc::clone(&audit),
         });
         let (view, mut generations, draining) = (task.view(), task.generations(), task.draining());
         let quit = watch::Sender::new(false);
@@ -256,13 +321,17 @@ impl Start {
             quit,
             api_write: options.api_write,
             failing: AtomicBool::new(false),
+            hardened,
+            access: Access::new(&options.admin_access, options.api_write == ApiWrite::Anyone),
+            audit: Arc::clone(&audit),
         });
         let inherited_admin = takeover.as_mut().and_then(Takeover::take_admin);
-        let (admin_socket, admin_task) = serve_admin(&options, inherited_admin, state).await?;
+        let (admin_socket, admin_task) =
+            admin_socket::serve(&options, inherited_admin, Arc::clone(&state)).await?;
         // Nothing is served before the admin address is had: a process that ends for want of it must not have taken a
         // connection from the one before.
         control.send(Event::Source(first));
-        tokio::spawn(task.run(events));
+        tokio::spawn(watch_control(tokio::spawn(task.run(events)), Arc::clone(&state)));
         let _watcher = watch_source(source, &control)?;
         // What the first configuration names listens from here on.
         let first_published = generations.wait_for(|generation| *generation > 0);
@@ -277,7 +346,7 @@ impl Start {
         let _pid_file = options.pid_file.as_deref().and_then(|path| logged(PidFile::write(path)));
         let upgrade_socket =
             options.upgrade_socket.as_deref().and_then(|path| logged(UpgradeSocket::bind(path)));
-        tokio::spawn(reopen_on_usr1(Arc::clone(&shared)));
+        tokio::spawn(reopen_on_usr1(Arc::clone(&shared), Arc::clone(&audit)));
         tokio::spawn(watch_memory(Arc::clone(&shared.overload), workers.clone()));
         tracing::info!(workers = workers.len(), pid = std::process::id(), "fieldgate serves");
 
@@ -293,6 +362,7 @@ impl Start {
                 if let Some(task) = admin_task {
                     task.abort();
                 }
+                audit.record("hand_over", &Who::Process("the next process"), json!({}), &audit::Outcome::Done);
                 control.send(Event::Drain { deadline: options.drain_time });
                 drained.await;
                 End::Drained
@@ -307,23 +377,6 @@ impl Start {
 
 fn logged<T>(result: Result<T, String>) -> Option<T> {
     result.inspect_err(|message| tracing::error!("{message}")).ok()
-}
-
-/// Whoever reaches the admin server may change everything then.
-fn check_api_write(options: &RunOptions) -> Result<(), String> {
-    match options.admin {
-        Some(address) if options.api_write == ApiWrite::Loopback && !address.ip().is_loopback() => {
-            Err(format!(
-                "--api-write is for an admin server on loopback, and this one listens on {address}, where anybody who \
-             reaches it could change every route (hint: --admin 127.0.0.1:{}; or --api-write-from-anywhere, behind a firewall)",
-                address.port()
-            ))
-        }
-        None if options.api_write != ApiWrite::Off => {
-            Err("--api-write needs an admin server, and --admin is off".to_owned())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn take_over(options: &RunOptions) -> Result<Option<Takeover>, String> {
@@ -386,34 +439,14 @@ fn watch_source(source: Source, control: &ControlHandle) -> Result<Watcher, Stri
     source.watch(move |update| control.send(Event::Source(update)))
 }
 
-/// The socket, to be handed to the next process, and the task that serves it.
-type Admin = (Option<std::net::TcpListener>, Option<tokio::task::JoinHandle<()>>);
-
-async fn serve_admin(
-    options: &RunOptions,
-    inherited: Option<std::net::TcpListener>,
-    state: Arc<AdminState>,
-) -> Result<Admin, String> {
-    let Some(address) = options.admin else { return Ok((None, None)) };
-    let failed =
-        |error: std::io::Error| format!("the admin server cannot listen on {address} (--admin): {error}");
-    // A socket bound to another address than the one that is asked for now is of no use.
-    let usable = |socket: &std::net::TcpListener| {
-        socket
-            .local_addr()
-            .is_ok_and(|bound| bound == address || (address.port() == 0 && bound.ip() == address.ip()))
-    };
-    let listener = match inherited.filter(usable) {
-        Some(socket) => TcpListener::from_std(socket),
-        None => TcpListener::bind(address).await,
+/// Serving goes on without the control task, with what was published last; whoever asks is told that something is wrong.
+async fn watch_control(task: tokio::task::JoinHandle<()>, state: Arc<AdminState>) {
+    if task.await.is_err() {
+        state.failing.store(true, Ordering::Relaxed);
+        tracing::error!(
+            "the control task has ended: no change takes effect any more (hint: start the gateway anew)"
+        );
     }
-    .map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    let socket = listener.into_std().map_err(failed)?;
-    let listener = TcpListener::from_std(socket.try_clone().map_err(failed)?).map_err(failed)?;
-    tracing::info!(address = %bound, "admin server listening");
-    let task = tokio::spawn(admin::serve(listener, state));
-    Ok((Some(socket), Some(task)))
 }
 
 /// Ends once the next process has taken over.
@@ -472,10 +505,11 @@ async fn watch_memory(overload: Arc<Overload>, workers: Vec<Arc<WorkerHandle>>) 
 }
 
 /// As log rotation expects it.
-async fn reopen_on_usr1(shared: Arc<Shared>) {
+async fn reopen_on_usr1(shared: Arc<Shared>, audit: Arc<Audit>) {
     let mut usr1 = listen_for(SignalKind::user_defined1());
     loop {
         received(&mut usr1).await;
+        audit.reopen();
         if let Some(log) = &shared.published.load().access_log {
             log.reopen();
             tracing::info!("access log reopened");

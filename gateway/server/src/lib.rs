@@ -4,15 +4,18 @@
 //! `fieldgate-config`'s. This crate joins them to sockets, files, clocks and signals.
 
 pub mod admin;
+pub mod audit;
 pub mod cli;
 pub mod control;
 mod describe;
 pub mod explain;
+pub mod hardening;
 pub mod health;
 pub mod host;
 pub mod jwks;
 mod memory;
 pub mod overload;
+pub mod panics;
 pub mod published;
 pub mod resolve;
 pub mod source;

@@ -96,6 +96,31 @@ fn kinds() {
     }
 }
 
+/// A claim of `docs/security.md` is worth its test: `file.rs::test`, and scenarios by their names in italics.
+#[test]
+fn claims_of_security_have_their_tests() {
+    let page = read("docs/security.md");
+    let sources: String = ["gateway", "plugins"].into_iter().map(every_source).collect();
+    let tests = found(&page, r"`[a-z0-9_/]+\.rs::([a-z0-9_]+)`");
+    assert!(tests.len() > 15, "the pattern finds tests no more: {tests:?}");
+    for test in &tests {
+        assert!(
+            sources.contains(&format!("fn {test}()")),
+            "docs/security.md names the test {test}, which is not there"
+        );
+    }
+    let scenarios = read("loadtests/scenarios/main.rs");
+    let lines: String = page.lines().filter(|line| line.contains("scenario")).collect();
+    let named = found(&lines, r"\*([a-z0-9-]+)\*");
+    assert!(named.contains("hardening"), "{named:?}");
+    for name in named {
+        assert!(
+            scenarios.contains(&format!("\"{name}\"")),
+            "docs/security.md names the scenario {name}, which is not there"
+        );
+    }
+}
+
 #[test]
 fn links() {
     let pages = [
@@ -104,6 +129,7 @@ fn links() {
         "docs/operations.md",
         "docs/performance.md",
         "docs/reference.md",
+        "docs/security.md",
     ];
     for page in pages.into_iter().chain(["docs/tutorial.md", "loadtests/README.md"]) {
         for link in found(&read(page), r"\]\(([^)\s]+)\)").iter().filter(|link| !link.contains("://")) {
@@ -176,6 +202,23 @@ fn collect(path: &Path, text: &mut String) {
         let source = std::fs::read_to_string(path).unwrap();
         text.push_str(source.split("#[cfg(test)]\nmod tests {").next().unwrap());
     }
+}
+
+/// The text of all source files below a folder, tests and all.
+fn every_source(path: &str) -> String {
+    let mut text = String::new();
+    let mut folders = vec![root().join(path)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                text.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    text
 }
 
 fn root() -> PathBuf {

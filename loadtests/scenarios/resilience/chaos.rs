@@ -17,7 +17,7 @@ use super::faults::{self, FAULTS, Fault, Kind};
 use super::network::Network;
 use super::proxies::{self, Job, Proxy, Purpose, Targets};
 use super::{circumstances, dns, publish};
-use crate::context::{Context, Figures, Outcome, Stage, ensure};
+use crate::context::{Context, Figures, Outcome, Stage, ensure, ensure_no_panic};
 
 const BACKENDS: u8 = 10;
 /// Requests per second of all strands: a small part of what the machine can do.
@@ -140,6 +140,9 @@ fn play(
     std::thread::sleep(Duration::from_secs(after));
     let records = load.stop();
     let sent = capture.map(Capture::stop);
+    if proxy.name == "fieldgate" {
+        ensure_no_panic(&running.process)?;
+    }
     let span = Span { begin, end, victims: fault.hosts(farm.len()) };
     Ok(account::account(fault, &span, &records, sent.as_deref()))
 }

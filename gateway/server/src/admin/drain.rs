@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::pools::Pools;
 use super::{Answer, change, decode_path, json as shown, not_allowed};
+use crate::audit::{self, Who};
 use crate::control::{AdminState, PoolName, no_such_pool};
 
 /// Where pools are.
@@ -39,7 +40,7 @@ pub(super) async fn show(state: &AdminState, path: &str) -> Answer {
 }
 
 /// `POST .../endpoints/{address}/drain` and `.../undrain`.
-pub(super) async fn order<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Answer {
+pub(super) async fn order<B>(state: &AdminState, who: &Who, request: &Request<B>) -> Answer {
     let path = &request.uri().path()[POOLS.len()..];
     let Some((path, what)) = path.rsplit_once('/').filter(|(_, what)| matches!(*what, "drain" | "undrain"))
     else {
@@ -48,8 +49,10 @@ pub(super) async fn order<B>(state: &AdminState, peer: SocketAddr, request: &Req
     if *request.method() != Method::POST {
         return not_allowed("POST");
     }
-    if let Err((status, message)) = change::may_change(state.api_write, request.headers()) {
-        tracing::warn!(%peer, %status, "a drain by the admin API is refused: {message}");
+    if let Err((status, message)) = change::may_change(state.api_write) {
+        let about = json!({"asked": format!("POST {}", request.uri().path())});
+        state.audit.record(what, who, about, &audit::Outcome::Refused(message.clone()));
+        tracing::warn!(%who, %status, "a drain by the admin API is refused: {message}");
         return refused(status, &message);
     }
     let (name, address) = match endpoint(path) {
@@ -57,7 +60,7 @@ pub(super) async fn order<B>(state: &AdminState, peer: SocketAddr, request: &Req
         Err((status, message)) => return refused(status, &message),
     };
     let drained = what == "drain";
-    let done = state.control.drain_endpoint(peer.to_string(), name.clone(), address, drained).await;
+    let done = state.control.drain_endpoint(who.clone(), name.clone(), address, drained).await;
     let changed = match done {
         Some(Ok(changed)) => changed,
         Some(Err(message)) => return refused(StatusCode::NOT_FOUND, &message),

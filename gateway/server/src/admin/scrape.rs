@@ -8,7 +8,9 @@ use fieldgate_core::Snapshot;
 use fieldgate_core::balance::{CompiledPool, Gauge};
 
 use super::pools::{EndpointHealth, gauges, limit};
+use crate::audit::Audit;
 use crate::control::View;
+use crate::hardening::Report;
 use crate::telemetry::backend_name;
 use crate::telemetry::exposition::Family;
 
@@ -49,6 +51,20 @@ pub(super) fn write(out: &mut String, snapshot: &Snapshot, view: &View, now_ms: 
     pools(out, snapshot, now_ms);
     limits(out, snapshot);
     ejections(out, snapshot);
+}
+
+/// What holds for the process itself: 1, or 0 where it is missing.
+pub(super) fn hardening(out: &mut String, report: &Report) {
+    let help = "Controls that the process has put on itself, as tried at its start: 1 in force, 0 missing.";
+    let mut family = Family::begin(out, "fieldgate_hardening_active", "gauge", help);
+    for control in report.controls() {
+        family.sample(&[("control", control.name)], f64::from(u8::from(control.active)));
+    }
+}
+
+pub(super) fn audit(out: &mut String, audit: &Audit) {
+    let help = "Lines of the audit log that could not be written.";
+    Family::begin(out, "fieldgate_audit_lost_total", "counter", help).sample(&[], audit.lost() as f64);
 }
 
 fn config(out: &mut String, view: &View) {

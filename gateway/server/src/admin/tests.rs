@@ -34,6 +34,13 @@ impl Admin {
     }
 
     async fn start_with(view: View, api_write: ApiWrite) -> Self {
+        Self::start_secured(view, api_write, None, &[]).await
+    }
+
+    /// With TLS, if there are files for it, and these roles.
+    async fn start_secured(view: View, api_write: ApiWrite, tls: Option<TlsFiles>, roles: &[&str]) -> Self {
+        let roles = roles.iter().map(|role| role.parse().unwrap()).collect();
+        let access = Options { tls: tls.clone(), roles, plaintext: false };
         let published = Published::nothing(None);
         let (control, events) = control::channel();
         let state = AdminState {
@@ -53,19 +60,23 @@ impl Admin {
             quit: watch::Sender::new(false),
             api_write,
             failing: AtomicBool::new(false),
+            hardened: Arc::default(),
+            access: Access::new(&access, false),
+            audit: Arc::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, Arc::new(state)));
+        let tls = tls.map(|files| Arc::new(Tls::open(files).unwrap()));
+        tokio::spawn(serve(listener, Arc::new(state), tls));
         Self { address, events }
     }
 
     async fn ask(&self, request: &str) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(format!("{request}\r\n\r\n").as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8_lossy(&answer).into_owned()
     }
 
     async fn get(&self, path: &str) -> String {
@@ -109,7 +120,7 @@ async fn orders_are_posted_and_not_by_web_pages() {
     let from_page = "POST /drain_listeners HTTP/1.0\r\nOrigin: http://evil.example\r\nContent-Length: 0";
     assert!(admin.ask(from_page).await.starts_with("HTTP/1.0 403"));
     assert!(admin.events.try_recv().is_err(), "nothing was ordered");
-    admin.ask("POST /drain_listeners HTTP/1.0\r\nContent-Length: 0").await;
+    admin.ask("POST /drain_listeners HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0").await;
     let Ok(Event::Drain { deadline }) = admin.events.try_recv() else { panic!("no drain was ordered") };
     assert_eq!(deadline, Duration::from_secs(7));
 }
@@ -117,7 +128,9 @@ async fn orders_are_posted_and_not_by_web_pages() {
 #[tokio::test]
 async fn readiness_can_be_taken_back_for_a_load_balancer_in_front() {
     let admin = Admin::start(View { generation: 1, ..View::default() }).await;
-    let post = async |path: &str| admin.ask(&format!("POST {path} HTTP/1.0\r\nContent-Length: 0")).await;
+    let post = async |path: &str| {
+        admin.ask(&format!("POST {path} HTTP/1.0\r\nHost: localhost\r\nContent-Length: 0")).await
+    };
     assert!(admin.get("/healthcheck/fail").await.starts_with("HTTP/1.0 405"));
     assert!(post("/healthcheck/fail").await.starts_with("HTTP/1.0 200"));
     let answer = admin.get("/ready").await;
@@ -245,4 +258,127 @@ async fn a_change_is_handed_on_and_its_answer_comes_back() {
     let (asked, answer) = tokio::join!(control, ask);
     assert_eq!(asked, ("Pool prod/vms".to_owned(), Some(4)));
     assert!(answer.starts_with("HTTP/1.0 412") && answer.contains("too late"), "{answer}");
+}
+
+/// An authority, and files of what it signs.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+    directory: tempfile::TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: rcgen::Issuer::new(params, key), pem, directory: tempfile::tempdir().unwrap() }
+    }
+
+    /// Chain and key, PEM.
+    fn issue(&self, name: rcgen::SanType) -> (String, String) {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.subject_alt_names = vec![name];
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn of_spiffe(&self, id: &str) -> (String, String) {
+        self.issue(rcgen::SanType::URI(id.try_into().unwrap()))
+    }
+
+    /// Files for a server on loopback whose clients this authority signs.
+    fn files(&self) -> TlsFiles {
+        let path = |name: &str| self.directory.path().join(name);
+        let files =
+            TlsFiles { certificate: path("cert.pem"), key: path("key.pem"), client_ca: path("ca.pem") };
+        let (chain, key) = self.issue(rcgen::SanType::IpAddress([127, 0, 0, 1].into()));
+        for (path, text) in files.paths().into_iter().zip([&chain, &key, &self.pem]) {
+            std::fs::write(path, text).unwrap();
+        }
+        files
+    }
+}
+
+/// Asks by TLS; without a certificate if `shown` is `None`. An error is a handshake that failed, or no answer.
+async fn ask_by_tls(
+    admin: SocketAddr,
+    server: &Authority,
+    shown: Option<&(String, String)>,
+    request: &str,
+) -> std::io::Result<String> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(server.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match shown {
+        None => builder.with_no_client_auth(),
+        Some((chain, key)) => {
+            let chain = vec![CertificateDer::from_pem_slice(chain.as_bytes()).unwrap()];
+            builder
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+                .unwrap()
+        }
+    };
+    let stream = TcpStream::connect(admin).await?;
+    let name = rustls::pki_types::ServerName::from(admin.ip());
+    let mut stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+    stream.write_all(format!("{request}\r\n\r\n").as_bytes()).await?;
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer).await;
+    if answer.is_empty() {
+        Err(read.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()))
+    } else {
+        Ok(answer)
+    }
+}
+
+#[tokio::test]
+async fn certificates_have_roles() {
+    let (own, foreign) = (Authority::new(), Authority::new());
+    let roles = ["operate=spiffe://corp/ops", "read=spiffe://corp/dev/*"];
+    let files = own.files();
+    let mut admin = Admin::start_secured(View::default(), ApiWrite::Off, Some(files.clone()), &roles).await;
+    let get = "GET /config_dump HTTP/1.0";
+    let drain = "POST /drain_listeners HTTP/1.0\r\nContent-Length: 0";
+    let from_page = format!("{drain}\r\nOrigin: https://evil.example");
+    let (ops, dev) = (own.of_spiffe("spiffe://corp/ops"), own.of_spiffe("spiffe://corp/dev/ann"));
+    let (other, forged) = (own.of_spiffe("spiffe://corp/else"), foreign.of_spiffe("spiffe://corp/ops"));
+    for (shown, request, expected) in [
+        (Some(&dev), get, Some(200)),
+        (Some(&dev), drain, Some(403)),
+        (Some(&other), get, Some(403)),
+        (Some(&other), drain, Some(403)),
+        (Some(&ops), &from_page, Some(403)),
+        (Some(&forged), get, None),
+        (None, get, None),
+        (Some(&ops), get, Some(200)),
+    ] {
+        let answer = ask_by_tls(admin.address, &own, shown, request).await;
+        let status = answer.as_ref().ok().map(|text| text.split(' ').nth(1).unwrap().parse().unwrap());
+        assert_eq!(status, expected, "{request}: {answer:?}");
+    }
+    assert!(
+        admin.get("/metrics").await.is_empty() || !admin.get("/metrics").await.contains("200"),
+        "in plaintext"
+    );
+    assert!(admin.events.try_recv().is_err(), "nothing was ordered");
+    assert!(ask_by_tls(admin.address, &own, Some(&ops), drain).await.unwrap().contains(" 200 "));
+    assert!(matches!(admin.events.try_recv(), Ok(Event::Drain { .. })));
+
+    // Another authority, in the same file: whoever the one before signed is not known any more.
+    let changed = std::time::SystemTime::now() + Duration::from_secs(5);
+    std::fs::write(&files.client_ca, &foreign.pem).unwrap();
+    std::fs::File::open(&files.client_ca).unwrap().set_modified(changed).unwrap();
+    assert!(ask_by_tls(admin.address, &own, Some(&ops), get).await.is_err());
+    assert!(ask_by_tls(admin.address, &own, Some(&forged), get).await.unwrap().contains(" 200 "));
+    // What cannot be read leaves that in use.
+    std::fs::write(&files.client_ca, "nothing").unwrap();
+    assert!(ask_by_tls(admin.address, &own, Some(&forged), get).await.unwrap().contains(" 200 "));
 }

@@ -37,6 +37,7 @@ pub(super) fn status(state: &AdminState, reports: &[WorkerReport]) -> Value {
         "drained": drained(&view.drained, snapshot),
         "rejected": rejections(&view.rejections),
         "diagnostics": view.diagnostics,
+        "hardening": state.hardened.json(),
     })
 }
 

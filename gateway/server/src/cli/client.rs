@@ -1,9 +1,14 @@
 //! Asks a running gateway's admin server. One request, one connection, HTTP/1.0: the answer ends with the connection.
 
-use std::io::{Read, Write};
+use std::io::{Error, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
 /// An admin server that does not answer within this is stuck.
@@ -55,13 +60,56 @@ fn ask(admin: SocketAddr, request: &str) -> Result<(String, String), String> {
 }
 
 fn send(admin: SocketAddr, request: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
+    let stream = TcpStream::connect_timeout(&admin, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
+    match std::env::var_os("FIELDGATE_ADMIN_CA") {
+        None => exchange(stream, request),
+        Some(authority) => exchange(secured(stream, admin, Path::new(&authority))?, request),
+    }
+}
+
+fn exchange(mut stream: impl Read + Write, request: &str) -> std::io::Result<String> {
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer)
+}
+
+/// TLS, with what the environment names: FIELDGATE_ADMIN_CA, _CERT and _KEY (PEM), and _NAME for a server whose certificate
+/// is for another name than its address.
+fn secured(
+    stream: TcpStream,
+    admin: SocketAddr,
+    authority: &Path,
+) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    let named = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .ok_or_else(|| Error::other(format!("FIELDGATE_ADMIN_CA is set, and {variable} is not")))
+    };
+    let unreadable = |path: &Path, error: rustls::pki_types::pem::Error| {
+        Error::other(format!("{}: {error}", path.display()))
+    };
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_file_iter(authority).map_err(|error| unreadable(authority, error))? {
+        roots.add(root.map_err(|error| unreadable(authority, error))?).map_err(Error::other)?;
+    }
+    let (certificate, key) = (named("FIELDGATE_ADMIN_CERT")?, named("FIELDGATE_ADMIN_KEY")?);
+    let chain = CertificateDer::pem_file_iter(&certificate).and_then(Iterator::collect);
+    let chain: Vec<_> = chain.map_err(|error| unreadable(&certificate, error))?;
+    let key = PrivateKeyDer::from_pem_file(&key).map_err(|error| unreadable(&key, error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .and_then(|builder| builder.with_root_certificates(roots).with_client_auth_cert(chain, key))
+        .map_err(Error::other)?;
+    let name = match std::env::var("FIELDGATE_ADMIN_NAME") {
+        Ok(name) => ServerName::try_from(name).map_err(Error::other)?,
+        Err(_) => ServerName::from(admin.ip()),
+    };
+    let connection = ClientConnection::new(Arc::new(config), name).map_err(Error::other)?;
+    Ok(StreamOwned::new(connection, stream))
 }
 
 /// A value for a query, percent-encoded (RFC 3986 section 2.1).

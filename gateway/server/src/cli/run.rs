@@ -9,9 +9,12 @@ use clap::Args;
 use fieldgate_core::ir::Locality;
 use tracing_subscriber::EnvFilter;
 
+use super::admin::AdminArgs;
+use super::hardening::HardeningArgs;
 use super::overload::OverloadArgs;
 use super::trust_domain::TrustDomainArgs;
 use super::{DEFAULT_ADMIN, duration, locality};
+use crate::audit;
 use crate::control::ApiWrite;
 use crate::host::{self, RunOptions};
 use crate::telemetry::access_log::{self, Format, Target};
@@ -23,7 +26,7 @@ use crate::telemetry::access_log::{self, Format, Target};
   fieldgate run --config ./config --access-log - --access-log-format json
   kustomize build . | fieldgate run --config -
 
-Signals: TERM drains and ends; INT ends at once; USR1 opens the access log anew.
+Signals: TERM drains and ends; INT ends at once; USR1 opens the access log and the audit log anew.
 A new process started with --upgrade and the same --upgrade-socket takes over without a refused connection.")]
 pub(super) struct Run {
     /// Directories (read through, *.yaml *.yml *.json), files, or `-` for standard input.
@@ -32,6 +35,8 @@ pub(super) struct Run {
     /// Where the admin server listens (metrics, status); `off` for nowhere.
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN, value_parser = admin)]
     admin: Admin,
+    #[command(flatten)]
+    admin_access: AdminArgs,
     /// Worker threads; by default one per core that the process may use.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     workers: Option<u16>,
@@ -46,7 +51,11 @@ pub(super) struct Run {
     /// `text` (Istio's), `json`, or a text with Envoy's operators: '%REQ(:METHOD)% %RESPONSE_CODE% %DURATION%'.
     #[arg(long, value_name = "FORMAT", default_value = "text", value_parser = str::parse::<Format>)]
     access_log_format: Format,
-    /// Let the admin server change objects, and with them the files of the directory (`fieldgate apply`). Loopback only.
+    /// Where changes of the gateway are written down, and by whom they were made: a file, `-` for standard output, or `off`.
+    #[arg(long, value_name = "PATH", default_value = "off")]
+    audit_log: String,
+    /// Let the admin server change objects, and with them the files of the directory (`fieldgate apply`). On loopback or
+    /// with TLS only.
     #[arg(long)]
     api_write: bool,
     /// The same, for whoever can reach the admin server: it asks for no password.
@@ -64,6 +73,8 @@ pub(super) struct Run {
     /// Take the sockets from the process that serves now.
     #[arg(long, requires = "upgrade_socket")]
     upgrade: bool,
+    #[command(flatten)]
+    hardening: HardeningArgs,
     #[command(flatten)]
     overload: OverloadArgs,
     /// What is logged to standard error: error, warn, info, debug, or directives such as `info,fieldgate=debug`.
@@ -88,6 +99,9 @@ impl Run {
             .map(|target| access_log::Options { target, format: self.access_log_format });
         RunOptions {
             limits: self.overload.limits(),
+            hardening: self.hardening.options(),
+            admin_access: self.admin_access.options(),
+            audit_log: audit_log_target(&self.audit_log),
             config: self.config,
             admin: self.admin.0,
             workers: self.workers.map(usize::from),
@@ -114,6 +128,14 @@ fn admin(text: &str) -> Result<Admin, String> {
     let address =
         text.parse().map_err(|_| "write an address and a port: 127.0.0.1:15000, or `off`".to_owned())?;
     Ok(Admin(Some(address)))
+}
+
+fn audit_log_target(text: &str) -> Option<audit::Target> {
+    match text {
+        "off" => None,
+        "-" => Some(audit::Target::Stdout),
+        path => Some(audit::Target::File(path.into())),
+    }
 }
 
 fn access_log_target(text: &str) -> Option<Target> {

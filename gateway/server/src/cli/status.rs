@@ -43,6 +43,7 @@ impl Status {
 /// The page that is printed.
 fn text(status: &Value, splits: &Value, pools: &Value) -> String {
     let mut out = summary(status);
+    out.push_str(&hardening(&status["hardening"]));
     let mut rows = vec![row(&["LISTENER", "ADDRESS", "STATE"])];
     for l in list(&status["listeners"]) {
         let state = [&l["error"], &l["tls_error"]].into_iter().find_map(Value::as_str).unwrap_or("listening");
@@ -123,6 +124,23 @@ pub(super) fn summary(status: &Value) -> String {
         status["pools"],
         status["policies"],
     )
+}
+
+/// Which controls the process has put on itself, and why others are missing.
+fn hardening(of: &Value) -> String {
+    let names = |active| {
+        let of = list(&of["controls"]).filter(|control| control["active"] == active);
+        of.map(|control| string(&control["name"])).collect::<Vec<_>>().join(", ")
+    };
+    let mut out = match of["mode"].as_str() {
+        None => return String::new(),
+        Some("off") => return "hardening off\n".to_owned(),
+        Some(mode) => format!("hardening {mode}: {}\n", names(true)),
+    };
+    for missing in list(&of["controls"]).filter(|control| control["active"] == false) {
+        out.push_str(&format!("  without {}: {}\n", string(&missing["name"]), string(&missing["detail"])));
+    }
+    out
 }
 
 /// Desired and achieved shares.

@@ -15,9 +15,11 @@ use fieldgate_config::kinds::Kind;
 use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::{Diagnostic, FileChange, Outcome};
 use fieldgate_core::ir::ObjectKey;
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Control;
+use crate::audit::{self, Who};
 use crate::source::write;
 
 /// What the text of a request is called in diagnostics.
@@ -28,8 +30,8 @@ const FOLDER: &str = "api";
 
 /// A change that somebody asks for.
 pub struct Change {
-    /// Who, for the log.
-    pub who: String,
+    /// Who, for the logs.
+    pub who: Who,
     /// Only if this is the generation in force.
     pub if_generation: Option<u64>,
     /// What.
@@ -107,7 +109,12 @@ impl Control {
     /// Makes a change or refuses it, says so in the log, and answers once workers see it.
     pub(super) fn on_change(&mut self, change: Change) {
         let Change { who, if_generation, what, reply } = change;
+        let asked = match &what {
+            What::Put(_) => "put objects".to_owned(),
+            What::Delete(key) => format!("delete {key}"),
+        };
         let answer = self.change(if_generation, what);
+        self.audit_change(&who, &asked, &answer);
         match &answer {
             Ok(changed) => {
                 self.changes.accepted += 1;
@@ -123,6 +130,21 @@ impl Control {
         }
         self.report();
         drop(reply.send(answer));
+    }
+
+    fn audit_change(&self, who: &Who, asked: &str, answer: &Answer) {
+        let (about, outcome) = match answer {
+            Ok(changed) => {
+                let row = |(key, verb, file): &(ObjectKey, &'static str, Arc<str>)| json!({"object": key.to_string(), "verb": verb, "file": &**file});
+                let objects = audit::names(changed.objects.iter().map(row));
+                (json!({"objects": objects, "generation": changed.generation}), audit::Outcome::Done)
+            }
+            Err(refused) => {
+                let about = json!({"asked": asked, "generation": self.generation});
+                (about, audit::Outcome::Refused(refused.message.clone()))
+            }
+        };
+        self.audit.record("change", who, about, &outcome);
     }
 
     fn change(&mut self, if_generation: Option<u64>, what: What) -> Answer {

@@ -14,6 +14,8 @@ use fieldgate_core::balance::{CompiledEndpoint, CompiledPool, EndpointState};
 use fieldgate_core::ir::PoolKey;
 use tokio::sync::oneshot;
 
+use crate::audit::Who;
+
 /// Names that a hint lists at most.
 const HINTS: usize = 10;
 
@@ -31,8 +33,8 @@ pub type DrainedEndpoint = (PoolName, SocketAddr);
 
 /// Somebody takes an endpoint out of service, or puts it back.
 pub struct DrainOrder {
-    /// For the log.
-    pub who: String,
+    /// For the logs.
+    pub who: Who,
     /// Its pool.
     pub pool: PoolName,
     /// Its address.

@@ -82,6 +82,7 @@ impl Rig {
             locality: None,
             trust_domains: TrustDomains::default(),
             directory,
+            audit: Arc::default(),
         });
         let rig = Self {
             control,
@@ -266,7 +267,7 @@ async fn an_endpoint_out_of_service_stays_out_whatever_comes_and_goes() {
     let control = rig.control.clone();
     let set = async |name: &str, address, drained| {
         let name = PoolName::parse("default", name).unwrap();
-        control.drain_endpoint("test".to_owned(), name, address, drained).await.unwrap()
+        control.drain_endpoint(Who::signal("test"), name, address, drained).await.unwrap()
     };
     assert_eq!(set("vms", out, true).await, Ok(true));
     assert_eq!(set("vms", out, true).await, Ok(false), "it is out already");

@@ -127,19 +127,37 @@ fn start(worker: &Rc<Worker>, place: &Rc<Place>, bound: SocketAddr, tcp: TcpStre
             secure(worker.clone(), Box::pin(handshake))
         }
     };
-    worker.connections.set(worker.connections.get() + 1);
-    if let Some(listener) = &listener {
-        worker.recorder.connection_opened(&listener.ir.key);
-    }
-    let worker = worker.clone();
+    let open = Open::begin(worker.clone(), listener, permit);
     tokio::task::spawn_local(async move {
         served.await;
-        if let Some(listener) = listener {
-            worker.recorder.connection_closed(&listener.ir.key);
-        }
-        worker.connections.set(worker.connections.get() - 1);
-        drop(permit);
+        drop(open);
     });
+}
+
+/// Counts a connection for as long as its task lives, however that ends: a panic must not leave it counted for ever.
+struct Open {
+    worker: Rc<Worker>,
+    listener: Option<Arc<CompiledListener>>,
+    _permit: Permit,
+}
+
+impl Open {
+    fn begin(worker: Rc<Worker>, listener: Option<Arc<CompiledListener>>, permit: Permit) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        if let Some(listener) = &listener {
+            worker.recorder.connection_opened(&listener.ir.key);
+        }
+        Self { worker, listener, _permit: permit }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(listener) = &self.listener {
+            self.worker.recorder.connection_closed(&listener.ir.key);
+        }
+        self.worker.connections.set(self.worker.connections.get() - 1);
+    }
 }
 
 type Terms = (Option<Arc<CompiledListener>>, Option<ServedTls>);
@@ -270,4 +288,46 @@ async fn handshake(
     info.sni = agreed.sni.map(String::from);
     let stream = Stream::new(io, info.peer, info.local);
     Some((Rc::new(info), Some(stream), agreed.alpn == Alpn::Http2))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+    use crate::overload::{Limits, Overload};
+    use crate::published::{Published, Shared};
+    use crate::telemetry::Telemetry;
+
+    #[test]
+    fn a_connection_that_ends_in_a_panic_is_given_back() {
+        let limits = Limits { connections: Some(1), ..Limits::default() };
+        let shared = Arc::new(Shared {
+            published: Arc::new(ArcSwap::from_pointee(Published::nothing(None))),
+            telemetry: Telemetry::new(),
+            started: Instant::now(),
+            workers: 1,
+            room_news: Arc::default(),
+            overload: Overload::new(limits, 1),
+            draining: AtomicBool::new(false),
+        });
+        super::super::runtime().unwrap().block_on(async {
+            let worker = Worker::new(0, shared);
+            let (bound, peer): (SocketAddr, SocketAddr) =
+                (([127, 0, 0, 1], 80).into(), ([192, 0, 2, 1], 5000).into());
+            let place = worker.all_connections().place(bound);
+            let open = Open::begin(worker.clone(), None, place.admit(peer.ip()).ok().unwrap());
+            assert_eq!(worker.connections.get(), 1);
+            assert!(matches!(place.admit(peer.ip()), Err(Refusal::Connections)));
+            let task = tokio::task::spawn_local(async move {
+                let _open = open;
+                panic!("on purpose");
+            });
+            assert!(task.await.unwrap_err().is_panic());
+            assert_eq!(worker.connections.get(), 0);
+            assert!(place.admit(peer.ip()).is_ok(), "the next one comes in");
+        });
+    }
 }

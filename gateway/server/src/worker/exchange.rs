@@ -325,7 +325,7 @@ pub async fn exchange(
     request: &mut Request,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
-    worker.requests.set(worker.requests.get() + 1);
+    let _counted = Counted::begin(worker);
     worker.taken.set(worker.taken.get() + 1);
     deadline.set(STREAM_IDLE);
     let published = worker.published();
@@ -342,7 +342,6 @@ pub async fn exchange(
                 (log.flags, log.details) = ("DC", "downstream_remote_disconnect".into());
                 down.abort(h2::Reason::CANCEL);
                 record(worker, conn, &published, request, &log, None);
-                worker.requests.set(worker.requests.get() - 1);
                 return None;
             }
         }
@@ -363,8 +362,23 @@ pub async fn exchange(
     };
     record(worker, conn, &published, request, &log, Some(&response.headers));
     worker.give_response_head(response);
-    worker.requests.set(worker.requests.get() - 1);
     end
+}
+
+/// Counts a request for as long as it is in flight, however that ends.
+struct Counted<'w>(&'w Worker);
+
+impl<'w> Counted<'w> {
+    fn begin(worker: &'w Worker) -> Self {
+        worker.requests.set(worker.requests.get() + 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.requests.set(self.0.requests.get() - 1);
+    }
 }
 
 /// Records a request that was refused before it had a head to decide on.

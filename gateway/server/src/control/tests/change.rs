@@ -49,7 +49,7 @@ impl Directory {
     }
 
     async fn ask(&self, if_generation: Option<u64>, what: What) -> Answer {
-        self.rig.control.change("test".to_owned(), if_generation, what).await.unwrap()
+        self.rig.control.change(Who::signal("test"), if_generation, what).await.unwrap()
     }
 
     async fn put(&self, text: &str) -> Answer {
@@ -205,7 +205,7 @@ async fn a_mounted_config_map_is_left_to_its_owner() {
 async fn without_a_directory_there_is_no_place_for_new_objects() {
     let rig = Rig::start();
     rig.file("gateway.yaml", &gateway(&[free_port()]));
-    let answer = rig.control.change("test".to_owned(), None, What::Put(pool_at(1))).await.unwrap();
+    let answer = rig.control.change(Who::signal("test"), None, What::Put(pool_at(1))).await.unwrap();
     assert_eq!(why(&answer), Why::Conflict);
 }
 
