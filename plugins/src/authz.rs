@@ -16,9 +16,8 @@ mod group;
 mod index;
 mod peer;
 mod rule;
-mod text;
-mod token;
 pub(crate) mod text;
+mod token;
 
 use std::sync::Arc;
 

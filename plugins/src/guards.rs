@@ -18,11 +18,7 @@ pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn
         GuardKind::Edge(rules) => edge::ready(guard, rules),
         GuardKind::ExtAuthz(authz) => ext_authz::ready(&guard.key, authz),
         GuardKind::Login(_) => closed(&guard.key, "it cannot be enforced by this build"),
-        GuardKind::RateLimit(_) => closed(&guard.key, "it cannot be enforced by this build"),
         GuardKind::RateLimit(limit) => rate_limit::ready(&guard.key, limit, before),
-        GuardKind::Edge(_) | GuardKind::Login(_) | GuardKind::ExtAuthz(_) => {
-            closed(&guard.key, "it cannot be enforced by this build")
-        }
     }
 }
 

@@ -55,7 +55,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const WORKER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Paths with what they are for, as shown for a wrong one.
-const PATHS: [(&str, &str); 22] = [
+const PATHS: &[(&str, &str)] = &[
     ("GET /ready", "200 once all that is configured is served, else 503"),
     ("GET /metrics", "Prometheus metrics"),
     ("GET /stats/prometheus", "the same, where Istio's scrape looks for them"),

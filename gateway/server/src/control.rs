@@ -277,9 +277,18 @@ pub struct Parts {
 impl Control {
     /// Nothing is configured yet; everything comes by events.
     pub fn new(parts: Parts) -> Self {
-        let Parts { shared, workers, tell, inherited, resolver, keys, locality, trust_domains, directory } =
-        let Parts { shared, workers, tell, inherited, resolver, locality, trust_domains, directory, audit } =
-            parts;
+        let Parts {
+            shared,
+            workers,
+            tell,
+            inherited,
+            resolver,
+            keys,
+            locality,
+            trust_domains,
+            directory,
+            audit,
+        } = parts;
         let ticket_keys = Some(&*inherited.ticket_keys).filter(|keys| !keys.is_empty());
         let tls = tls::Configs::new(ticket_keys);
         Self {

@@ -51,7 +51,10 @@ fn all_of_it() {
         assert!(has(&rules.deny, denied), "{denied}");
     }
     assert!(!has(&rules.deny, "192.0.3.1"));
-    assert_eq!((rules.max_body, rules.max_target, rules.strip_port), (Some(1024), Some(100), StripPort::Matching));
+    assert_eq!(
+        (rules.max_body, rules.max_target, rules.strip_port),
+        (Some(1024), Some(100), StripPort::Matching)
+    );
     assert_eq!(rules.request_headers.as_deref(), Some(&[StringMatch::Prefix("x-app-".into())][..]));
     let names: Vec<&str> = rules.response_headers.iter().map(|(name, _)| &**name).collect();
     assert_eq!(names, ["x-content-type-options", "referrer-policy", "content-security-policy"]);
@@ -69,12 +72,19 @@ fn a_list_that_cannot_be_read_closes_what_it_guards() {
             vec![web(), policy(spec), list("192.0.2.1\n192.0.2.300")],
             "line 2 of \"list\" in ConfigMap bad: \"192.0.2.300\" is neither an IP address nor a CIDR range",
         ),
-        (vec![web(), policy(&spec.replace("key: list", "key: lisst")), list("::1")], "ConfigMap bad has no key \"lisst\""),
+        (
+            vec![web(), policy(&spec.replace("key: list", "key: lisst")), list("::1")],
+            "ConfigMap bad has no key \"lisst\"",
+        ),
     ] {
         let outcome = apply(&texts);
         assert_eq!(outcome.diagnostics.len(), 1, "{:?}", outcome.diagnostics);
         assert_eq!(outcome.diagnostics[0].message, message);
-        assert!(outcome.diagnostics[0].field.starts_with("spec.addresses.denyFrom[0]"), "{:?}", outcome.diagnostics);
+        assert!(
+            outcome.diagnostics[0].field.starts_with("spec.addresses.denyFrom[0]"),
+            "{:?}",
+            outcome.diagnostics
+        );
         assert_eq!(rules(&outcome.config), None);
         let listener = outcome.config.listeners.values().next().expect("a listener");
         assert_eq!(listener.guards.len(), 1, "the server refuses what names a guard that is not there");
@@ -86,11 +96,8 @@ fn a_list_is_read_again_only_when_it_changes() {
     let spec = "addresses: {denyFrom: [{configMap: bad, key: list}]}";
     let mut configuration = Configuration::default();
     let file = |name: &str, text: String| FileChange { name: name.into(), text: Some(text) };
-    let first = configuration.apply(vec![
-        file("g", web()),
-        file("p", policy(spec)),
-        file("l", list("192.0.2.1")),
-    ]);
+    let first =
+        configuration.apply(vec![file("g", web()), file("p", policy(spec)), file("l", list("192.0.2.1"))]);
     let before = rules(&first.config).expect("rules").deny;
     let other = configuration.apply(vec![file("p", policy(&format!("{spec}, methods: [GET]")))]);
     assert!(Arc::ptr_eq(&before, &rules(&other.config).expect("rules").deny));
