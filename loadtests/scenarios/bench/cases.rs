@@ -1,7 +1,7 @@
 //! The cases that proxies are compared in.
 
 use super::load::Load;
-use super::setup::{Setup, Split, Upstream};
+use super::setup::{Identities, Setup, Split, Upstream};
 
 /// One job, given to all who can do it.
 pub struct Case {
@@ -50,6 +50,8 @@ pub fn all() -> Vec<Case> {
     let upstream = |load, setup| Job::Load { load, setup, plain: None };
     let against = |load, setup, plain| Job::Load { load, setup, plain: Some(plain) };
     let rate = |percent| Job::Rate { percent };
+    let identified = Load::Identified { connections: 64 };
+    let identities = |identities| Setup { denials: 0, identities, ..plain };
     let cases = [
         ("h1-64", "HTTP/1.1, 128 bytes, 64 connections", load(small(false, 64))),
         ("h1-512", "HTTP/1.1, 128 bytes, 512 connections", load(small(false, 512))),
@@ -98,8 +100,13 @@ pub fn all() -> Vec<Case> {
         (
             "identities",
             "HTTP/1.1 over TLS with client certificates, 128 bytes, 64 connections: a token of RS256 in each request, \
-             20 policies about both",
-            upstream(Load::Identified { connections: 64 }, Setup { denials: 0, identities: true, ..plain }),
+             20 policies about both, as istiod sets up Envoy",
+            upstream(identified, identities(Identities::Mesh)),
+        ),
+        (
+            "identities-remembered",
+            "the same, and Envoy remembers verified tokens (`jwt_cache_config`), as the gateway does",
+            upstream(identified, identities(Identities::Remembered)),
         ),
         (
             "access-log",

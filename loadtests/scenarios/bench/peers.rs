@@ -19,7 +19,7 @@ use fieldgate_loadtests::rig::{Process, ports};
 use serde_json::json;
 
 use super::load::{Addresses, CLIENT_CHAIN, CLIENT_KEY, CLIENT_TOKEN};
-use super::setup::{GROUP, PRINCIPAL, Site};
+use super::setup::{GROUP, Identities, PRINCIPAL, Site};
 use super::{PROXY_CPU, find};
 
 /// Routes by path that a proxy has, besides the one for everything else.
@@ -99,7 +99,7 @@ impl Peer {
             // Without TLS: cases that speak it fail.
             to.tls = to.plain;
         }
-        if site.setup.identities && self.name != "envoy" {
+        if site.setup.identities != Identities::None && self.name != "envoy" {
             // None of the others verifies tokens without something that is not part of it.
             return Ok(None);
         }

@@ -17,7 +17,7 @@ pub struct Setup {
     /// Whether each request is logged to a file.
     pub access_log: bool,
     /// Whether clients prove who they are, by certificate and token, and are judged by [`grants`].
-    pub identities: bool,
+    pub identities: Identities,
 }
 
 /// The protocol to the backend, always in plaintext.
@@ -40,6 +40,16 @@ pub enum Split {
     Sticky,
 }
 
+/// What is asked of clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Identities {
+    None,
+    /// A certificate and a token, with peers set up as istiod does it.
+    Mesh,
+    /// The same, and a peer that can remember verified tokens does.
+    Remembered,
+}
+
 impl Setup {
     /// What most cases use.
     pub const PLAIN: Self = Self {
@@ -47,7 +57,7 @@ impl Setup {
         denials: 1,
         split: Split::None,
         access_log: false,
-        identities: false,
+        identities: Identities::None,
     };
 }
 

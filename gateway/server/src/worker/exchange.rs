@@ -41,7 +41,7 @@ use super::local::Answer;
 use super::replay::Replay;
 use super::side::{Side, SideError, Transfer};
 use super::upstream::StreamGuard;
-use super::{Connection, Worker, mirror};
+use super::{Connection, Current, Worker, mirror};
 use crate::published::Published;
 use crate::telemetry::{Outcome, Stages};
 
@@ -321,7 +321,7 @@ pub(super) struct Responding {
 pub async fn exchange(
     worker: &Rc<Worker>,
     conn: &Connection,
-    mut down: Side,
+    down: Side,
     request: &mut Request,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
@@ -331,38 +331,71 @@ pub async fn exchange(
     let published = worker.published();
     let mut log = Log { flags: "-", ..Log::default() };
     let mut walk = Walk::default();
-    let mut decision = decide::decide(worker, conn, &published, request, &mut log, &mut walk);
-    if let Decision::Ask(callout) = decision {
-        // Rare, and not to make every exchange larger.
-        let asked =
-            ask::ask_around(worker, conn, &published, &mut down, request, &mut log, walk, callout, deadline);
-        match Box::pin(asked).await {
-            Some(then) => decision = then,
-            None => {
-                (log.flags, log.details) = ("DC", "downstream_remote_disconnect".into());
-                down.abort(h2::Reason::CANCEL);
-                record(worker, conn, &published, request, &log, None);
-                return None;
-            }
-        }
-    }
     let mut response = ResponseHead::default();
-    let end = match decision {
-        Decision::Ask(_) => unreachable!("asked until nothing was left to ask"),
+    let end = match decide::decide(worker, conn, &published, request, &mut log, &mut walk) {
         Decision::Answer(answer) => respond::send_answer(down, request, answer, &mut log, deadline).await,
         Decision::Forward(mut to) => {
-            if let Some(copies) = to.copies.take() {
-                to.tee = copies.send(worker, &published, request.body);
-                if let (Some(tee), Some(kept)) = (&to.tee, &to.replay) {
-                    kept.show(tee);
-                }
-            }
+            send_copies(worker, &published, request, &mut to);
             tries::forward_request(worker, down, request, to, &mut log, &mut response, deadline).await
+        }
+        Decision::Ask(callout) => {
+            let asked = ask_first(
+                worker,
+                conn,
+                &published,
+                down,
+                request,
+                &mut log,
+                walk,
+                callout,
+                &mut response,
+                deadline,
+            );
+            // Rare, and not to make every exchange larger.
+            Box::pin(asked).await
         }
     };
     record(worker, conn, &published, request, &log, Some(&response.headers));
     worker.give_response_head(response);
     end
+}
+
+/// Asks what guards want to know, and goes on with what they then decide.
+#[allow(clippy::too_many_arguments)]
+async fn ask_first<'p>(
+    worker: &Rc<Worker>,
+    conn: &Connection,
+    published: &'p Current,
+    mut down: Side,
+    request: &mut Request,
+    log: &mut Log<'p>,
+    walk: Walk<'p>,
+    callout: Box<Callout>,
+    response: &mut ResponseHead,
+    deadline: &Deadline,
+) -> Option<(Side, bool)> {
+    match ask::ask_around(worker, conn, published, &mut down, request, log, walk, callout, deadline).await {
+        Some(Decision::Answer(answer)) => respond::send_answer(down, request, answer, log, deadline).await,
+        Some(Decision::Forward(mut to)) => {
+            send_copies(worker, published, request, &mut to);
+            tries::forward_request(worker, down, request, to, log, response, deadline).await
+        }
+        Some(Decision::Ask(_)) => unreachable!("asked until nothing was left to ask"),
+        None => {
+            (log.flags, log.details) = ("DC", "downstream_remote_disconnect".into());
+            down.abort(h2::Reason::CANCEL);
+            None
+        }
+    }
+}
+
+/// Sends off the copies for mirrors, with what was kept of the body already.
+fn send_copies(worker: &Rc<Worker>, published: &Current, request: &Request, to: &mut Forward<'_>) {
+    let Some(copies) = to.copies.take() else { return };
+    to.tee = copies.send(worker, published, request.body);
+    if let (Some(tee), Some(kept)) = (&to.tee, &to.replay) {
+        kept.show(tee);
+    }
 }
 
 /// Counts a request for as long as it is in flight, however that ends.

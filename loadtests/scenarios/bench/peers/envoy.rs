@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Configured, ROUTES, write};
 use crate::bench::load::Addresses;
-use crate::bench::setup::{Denial, Grant, Setup, Site, Split, Upstream, denials, grants};
+use crate::bench::setup::{Denial, Grant, Identities, Setup, Site, Split, Upstream, denials, grants};
 
 /// See [`super::Kind`].
 pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
@@ -26,7 +26,7 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
     if count > 0 {
         filters.insert(0, json!({"name": "rbac", "typed_config": rbac(count)}));
     }
-    if identities {
+    if identities != Identities::None {
         filters.splice(0..0, judging(site));
     }
     let mut manager = json!({
@@ -44,7 +44,7 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
             "path": site.file("access.log"),
         }}]);
     }
-    if identities {
+    if identities != Identities::None {
         manager["forward_client_cert_details"] = json!("SANITIZE_SET");
         manager["set_current_client_cert_details"] = json!({"subject": true, "uri": true});
     }
@@ -59,7 +59,7 @@ pub fn configure(site: &Site<'_>, to: Addresses) -> Configured {
             }],
         },
     }});
-    if identities {
+    if identities != Identities::None {
         let context = &mut tls["typed_config"];
         context["require_client_certificate"] = json!(true);
         context["common_tls_context"]["validation_context"] =
@@ -98,13 +98,16 @@ fn cluster(site: &Site<'_>, name: &str) -> Value {
     cluster
 }
 
-/// Tokens, then policies that refuse, then those that allow, as istiod arranges them. Verified tokens are remembered.
+/// Tokens, then policies that refuse, then those that allow, as istiod arranges them.
 fn judging(site: &Site<'_>) -> Vec<Value> {
     let issuer = &site.certificate.issuer;
-    let provider = json!({
+    let mut provider = json!({
         "issuer": issuer.name(), "local_jwks": {"inline_string": issuer.jwks()},
-        "forward": true, "payload_in_metadata": "payload", "jwt_cache_config": {},
+        "forward": true, "payload_in_metadata": "payload",
     });
+    if site.setup.identities == Identities::Remembered {
+        provider["jwt_cache_config"] = json!({});
+    }
     let either =
         json!({"requires_any": {"requirements": [{"provider_name": "issuer"}, {"allow_missing": {}}]}});
     let tokens = json!({

@@ -7,7 +7,7 @@ use fieldgate_loadtests::rig::{ConfigDir, Gateway, GatewayOptions};
 use serde_json::json;
 
 use super::{ROUTES, Subject, addresses};
-use crate::bench::setup::{Denial, Setup, Site, Split, Upstream, denials, grants};
+use crate::bench::setup::{Denial, Identities, Setup, Site, Split, Upstream, denials, grants};
 
 /// Starts it, for what the site asks for.
 pub fn start(options: &GatewayOptions, site: &Site<'_>) -> Result<Subject, String> {
@@ -17,7 +17,7 @@ pub fn start(options: &GatewayOptions, site: &Site<'_>) -> Result<Subject, Strin
     let listeners =
         [Listener::http("web", to.plain.port()), Listener::https("secure", to.tls.port(), "certificate")];
     let mut gateway = config::gateway("edge", &listeners);
-    if identities {
+    if identities != Identities::None {
         gateway.push_str(ASKS_CLIENTS);
         judging(&config, site)?;
     }
