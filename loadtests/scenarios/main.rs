@@ -20,6 +20,7 @@ mod held;
 mod idle;
 mod memory;
 mod mirror;
+mod mtls;
 mod raw;
 mod reloads;
 mod resilience;
@@ -67,6 +68,11 @@ const SCENARIOS: &[Scenario] = &[
         hardening::run,
     ),
     scenario("resumption", "TLS sessions resume across a binary upgrade", resumption::run),
+    scenario(
+        "mtls",
+        "clients show who they are: who is let in, who is not and why, and who is told",
+        mtls::run,
+    ),
     scenario("drain", "SIGTERM under load fails no request", drain::run),
     scenario("backend-kill", "killed backends are gone around; all down is 503 at once", failure::run),
     scenario(
