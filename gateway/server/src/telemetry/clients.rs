@@ -13,7 +13,7 @@ use super::metrics::Telemetry;
 use super::recorder::LocalCounter;
 
 /// Lines per worker and second. What comes after is counted, in the metrics and in the next line.
-const LINES: u32 = 10;
+const LINES: u32 = 20;
 
 /// The counts of one worker.
 #[derive(Default)]

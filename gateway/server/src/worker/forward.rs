@@ -382,6 +382,35 @@ mod tests {
     }
 
     #[test]
+    fn a_clients_certificate_is_told_as_the_listener_says() {
+        use ForwardedClientCert::*;
+        let told = |mode, own: Option<&'static [u8]>, sent: &[&str]| {
+            let mut head = RequestHead::default();
+            head.set_target("/");
+            for value in sent {
+                head.headers.push(b"x-forwarded-client-cert", value.as_bytes());
+            }
+            let client_cert = ClientCert { mode, own };
+            prepare_request(&mut head, "10.0.0.1".parse().unwrap(), 0, client_cert, || 1);
+            let all = head.headers.get_all_id(HeaderId::XForwardedClientCert);
+            all.map(|value| String::from_utf8_lossy(value).into_owned()).collect::<Vec<_>>()
+        };
+        let own = Some(&b"Hash=1"[..]);
+        for (mode, known, unknown) in [
+            (Sanitize, vec![], vec![]),
+            (ForwardOnly, vec!["a"], vec![]),
+            (AppendForward, vec!["a,Hash=1"], vec![]),
+            (SanitizeSet, vec!["Hash=1"], vec![]),
+            (AlwaysForwardOnly, vec!["a"], vec!["a"]),
+        ] {
+            assert_eq!(told(mode, own, &["a"]), known, "{mode:?}");
+            assert_eq!(told(mode, None, &["a"]), unknown, "{mode:?}");
+        }
+        assert_eq!(told(AppendForward, own, &[]), ["Hash=1"]);
+        assert_eq!(told(AppendForward, own, &["a", "b"]), ["a", "b,Hash=1"]);
+    }
+
+    #[test]
     fn a_response_that_never_has_a_body_announces_none() {
         for (status, kept) in [(103, false), (204, false), (304, true), (200, true)] {
             let mut head = ResponseHead { status, ..ResponseHead::default() };

@@ -2,6 +2,7 @@
 
 mod authentications;
 mod backends;
+mod client_tls;
 mod destination_rules;
 mod edge_policies;
 mod gateways;
