@@ -29,6 +29,7 @@ pub struct Configuration {
     translator: Translator,
     /// Policies that could not be read and have no last good version.
     unread_policies: Vec<unread::UnreadPolicy>,
+    unread_backend_tls: Vec<unread::UnreadBackendTls>,
 }
 
 /// Files that are read and translated at once in the first load.
@@ -83,8 +84,11 @@ impl Configuration {
         let Translation { mut config, touched, changed } = self.translate(files);
         self.translator.relocate(&names);
         let unread = self.store.unread_policies();
-        let changed = changed || unread != self.unread_policies;
+        let unread_backend_tls = self.store.unread_backend_tls();
+        let changed =
+            changed || unread != self.unread_policies || unread_backend_tls != self.unread_backend_tls;
         self.unread_policies = unread;
+        self.unread_backend_tls = unread_backend_tls;
         let diagnostics = self.diagnostics();
         self.fail_closed(&mut config);
         Outcome { config, touched, diagnostics, changed }
@@ -136,6 +140,9 @@ impl Configuration {
                 .collect();
             let policy = ir::Policy::closed(key.clone(), listeners);
             config.policies.insert(key.clone(), std::sync::Arc::new(policy));
+        }
+        for unread in &self.unread_backend_tls {
+            translate::close(config, |target| unread.may_be_for(target));
         }
     }
 

@@ -10,7 +10,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::diagnostic::{Diagnostic, Severity, reason};
 use crate::document::{Chunk, Finding, Item, Object, ObjectKey, object_ref};
-use crate::unread::{self, UnreadPolicy};
+use crate::unread::{self, UnreadBackendTls, UnreadPolicy};
 
 /// A file as it is now.
 #[derive(Debug, Clone)]
@@ -204,6 +204,18 @@ impl Store {
             note_duplicates(key, self.claims.get(key).map_or(&[], Vec::as_slice), &mut all);
         }
         all.sort_by(Diagnostic::by_place);
+        all
+    }
+
+    /// BackendTLSPolicies that some text means, or may mean, and that nobody can read, with no last good version in
+    /// force.
+    pub(crate) fn unread_backend_tls(&self) -> Vec<UnreadBackendTls> {
+        let mut all = Vec::new();
+        for chunk in self.noted.values() {
+            let inherited = self.inherited.get(&ChunkId::of(chunk)).map_or(&[][..], Vec::as_slice);
+            all.extend(unread::backend_tls(chunk, inherited, &|key| self.current.contains_key(key)));
+        }
+        all.sort();
         all
     }
 

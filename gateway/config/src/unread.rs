@@ -38,6 +38,44 @@ impl UnreadPolicy {
     }
 }
 
+/// A text that may mean a BackendTLSPolicy. Whatever it is for is named in it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct UnreadBackendTls {
+    namespaces: Vec<Arc<str>>,
+    text: String,
+}
+
+impl UnreadBackendTls {
+    /// Whether it may be for an object: closed by mistake is better than open by mistake.
+    pub fn may_be_for(&self, object: &ObjectKey) -> bool {
+        let of_name = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+        self.namespaces.iter().any(|ns| *ns == object.namespace || **ns == *ROOT_NAMESPACE)
+            && self.text.split(|c| !of_name(c)).any(|word| word == &*object.name)
+    }
+}
+
+/// Such a text, if a chunk is one.
+pub(crate) fn backend_tls(
+    chunk: &Chunk,
+    inherited: &[ObjectKey],
+    in_force: &dyn Fn(&ObjectKey) -> bool,
+) -> Option<UnreadBackendTls> {
+    const KIND: &str = Kind::BackendTlsPolicy.as_str();
+    let text = chunk.source.text();
+    if inherited.iter().any(|key| key.kind == KIND)
+        || !text.to_ascii_lowercase().contains(&KIND.to_ascii_lowercase())
+    {
+        return None;
+    }
+    let unread = |item: &Item| {
+        item.object.is_none()
+            && item.key.as_ref().is_none_or(|key| key.kind == KIND && !in_force(key))
+            && item.findings.iter().any(Finding::is_error)
+    };
+    let found = chunk.broken || chunk.items.iter().any(unread);
+    found.then(|| UnreadBackendTls { namespaces: namespaces(text), text: text.to_owned() })
+}
+
 /// Adds what a chunk holds of such policies. `inherited` are objects that it may still mean and that are in force;
 /// `in_force` tells whether a version of an object is.
 pub(crate) fn in_chunk(

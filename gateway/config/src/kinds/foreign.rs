@@ -29,10 +29,7 @@ const KINDS: &[(&str, &[&str])] = &[
             "Binding",
         ],
     ),
-    (
-        "gateway.networking.k8s.io",
-        &["TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "BackendLBPolicy", "ListenerSet"],
-    ),
+    ("gateway.networking.k8s.io", &["TLSRoute", "TCPRoute", "UDPRoute", "BackendLBPolicy", "ListenerSet"]),
     (
         "networking.istio.io",
         &["VirtualService", "Gateway", "Sidecar", "EnvoyFilter", "WorkloadGroup", "ProxyConfig"],

@@ -8,6 +8,7 @@
 //!
 //! This module says what a kind looks like and what its schema forbids; what objects mean together is not its matter.
 
+mod backend_tls;
 mod backend_traffic;
 pub mod check;
 pub mod destination_rule;
@@ -33,6 +34,7 @@ pub mod traffic_policy;
 
 use std::fmt;
 
+use gateway_api::backendtlspolicies::BackendTlsPolicySpec;
 use gateway_api::experimental::xbackendtrafficpolicies::XBackendTrafficPolicySpec;
 use gateway_api::experimental::{
     gatewayclasses::GatewayClassSpec, gateways::GatewaySpec, grpcroutes::GrpcRouteSpec,
@@ -72,6 +74,7 @@ pub enum Kind {
     EdgePolicy,
     RateLimitPolicy,
     DestinationRule,
+    BackendTlsPolicy,
     BackendTrafficPolicy,
 }
 
@@ -105,12 +108,14 @@ pub enum Spec {
     EdgePolicy(Box<edge_policy::EdgePolicySpec>),
     RateLimitPolicy(Box<rate_limit::RateLimitPolicySpec>),
     DestinationRule(Box<destination_rule::DestinationRuleSpec>),
+    BackendTlsPolicy(Box<BackendTlsPolicySpec>),
     BackendTrafficPolicy(Box<XBackendTrafficPolicySpec>),
 }
 
 impl Kind {
     /// All of them.
     pub const ALL: &'static [Kind] = &[
+    pub const ALL: [Kind; 19] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -131,6 +136,7 @@ impl Kind {
         Kind::EdgePolicy,
         Kind::RateLimitPolicy,
         Kind::DestinationRule,
+        Kind::BackendTlsPolicy,
         Kind::BackendTrafficPolicy,
     ];
 
@@ -157,6 +163,7 @@ impl Kind {
             Kind::EdgePolicy => "EdgePolicy",
             Kind::RateLimitPolicy => "RateLimitPolicy",
             Kind::DestinationRule => "DestinationRule",
+            Kind::BackendTlsPolicy => "BackendTLSPolicy",
             Kind::BackendTrafficPolicy => "XBackendTrafficPolicy",
         }
     }
@@ -169,9 +176,12 @@ impl Kind {
     /// The API group; empty for the core group.
     pub const fn group(self) -> &'static str {
         match self {
-            Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::GrpcRoute | Kind::ReferenceGrant => {
-                "gateway.networking.k8s.io"
-            }
+            Kind::GatewayClass
+            | Kind::Gateway
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::ReferenceGrant
+            | Kind::BackendTlsPolicy => "gateway.networking.k8s.io",
             Kind::Namespace | Kind::Service | Kind::Secret | Kind::ConfigMap => "",
             Kind::EndpointSlice => "discovery.k8s.io",
             Kind::ServiceEntry | Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
@@ -188,6 +198,7 @@ impl Kind {
     /// The versions that are read, the preferred one first.
     pub const fn versions(self) -> &'static [&'static str] {
         match self {
+            Kind::BackendTlsPolicy => &["v1", "v1alpha3"],
             Kind::GatewayClass | Kind::Gateway | Kind::HttpRoute | Kind::ReferenceGrant => &["v1", "v1beta1"],
             Kind::GrpcRoute
             | Kind::Namespace
@@ -318,6 +329,9 @@ fn read_spec(
         Kind::SplitPolicy => Spec::SplitPolicy(checked(root, reader, checks, fieldgate::check_split_policy)?),
         Kind::DestinationRule => {
             Spec::DestinationRule(checked(root, reader, checks, destination_rule::check_destination_rule)?)
+        }
+        Kind::BackendTlsPolicy => {
+            Spec::BackendTlsPolicy(checked(root, reader, checks, backend_tls::check_backend_tls_policy)?)
         }
         Kind::BackendTrafficPolicy => Spec::BackendTrafficPolicy(checked(
             root,

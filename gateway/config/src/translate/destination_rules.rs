@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    Balance, HashBy, HashFunction, HashKind, HashSource, Locality, Outlier, Pool, Protocol, SlowStart,
+    Balance, HashBy, HashFunction, HashKind, HashSource, Locality, Outlier, Pool, PoolTls, Protocol,
+    SlowStart, StringMatch,
 };
 
 use super::pool_traffic::{RING_MAX, RING_MIN, TABLE};
-use super::{NotesOf, Objects, ROOT_NAMESPACE, localities};
+use super::upstream_tls::{Place, Trouble, Workload, closed, without_exceptions};
+use super::{Notes, NotesOf, Objects, ROOT_NAMESPACE, localities};
 use crate::document::Object;
 use crate::kinds::destination_rule::{
     ConnectionPool, ConsistentHash, DestinationRuleSpec, H2Upgrade, LoadBalancer, OutlierDetection,
-    RetryBudget, Simple, Subset, TlsMode, TrafficPolicy,
+    RetryBudget, Simple, Subset, Tls, TlsMode, TrafficPolicy,
 };
 use crate::kinds::duration::GoDuration;
 use crate::kinds::{Kind, Spec};
@@ -27,6 +29,8 @@ pub(crate) struct Rule<'o> {
     spec: &'o DestinationRuleSpec,
     /// In full, or a pattern that begins with `*`.
     host: String,
+    /// What each `tls` in it comes to.
+    tls: Vec<(&'o Tls, Option<Arc<PoolTls>>)>,
 }
 
 /// What holds for one port.
@@ -36,14 +40,21 @@ struct Settings<'o> {
     connections: Option<&'o ConnectionPool>,
     outlier: Option<&'o OutlierDetection>,
     retry_budget: Option<&'o RetryBudget>,
+    tls: Option<&'o Tls>,
 }
 
 impl<'o> DestinationRules<'o> {
-    pub fn of(objects: &'o Objects, own: Option<&Locality>, notes: &mut NotesOf) -> Self {
+    pub fn of(
+        objects: &'o Objects,
+        own: Option<&Locality>,
+        workload: Option<&Workload>,
+        notes: &mut NotesOf,
+    ) -> Self {
         let mut all = Self::default();
         for object in objects.by_age(Kind::DestinationRule) {
             let Spec::DestinationRule(spec) = &object.spec else { continue };
-            let rule = Rule { object, spec, host: full_host(&spec.host, &object.namespace) };
+            let host = full_host(&spec.host, &object.namespace);
+            let mut rule = Rule { object, spec, host, tls: Vec::new() };
             let note = notes.entry(object.key()).or_default();
             let same = |r: &&Rule<'_>| r.host == rule.host && r.object.namespace == object.namespace;
             if let Some(other) = all.0.iter().find(same) {
@@ -59,6 +70,8 @@ impl<'o> DestinationRules<'o> {
                 note.diagnostics.push(object.warning("UnsupportedValue", field, message).hint(hint));
             });
             note.condition("Accepted", true, "Accepted", "");
+            let place = Place { objects, namespace: &object.namespace, workload };
+            rule.tls = tls_of(object, spec, place, note);
             if spec.workload_selector.is_none() {
                 all.0.push(rule);
             }
@@ -80,11 +93,13 @@ impl<'o> DestinationRules<'o> {
         })
     }
 
-    /// Puts on a pool what the rule for its host says.
-    pub fn apply(&self, pool: &mut Pool, own: Option<&Locality>) {
+    /// Puts on a pool what the rule for its host says. `names` are those that the host's own definition has.
+    pub fn apply(&self, pool: &mut Pool, own: Option<&Locality>, names: &[String]) {
         let host = pool.service.host.clone();
         if let Some(rule) = self.find(&host, &pool.key.object.namespace) {
-            rule.settings(None, pool.key.port).apply(pool, own);
+            let settings = rule.settings(None, pool.key.port);
+            settings.apply(pool, own);
+            rule.apply_tls(settings.tls, None, names, pool);
         }
     }
 
@@ -112,7 +127,36 @@ impl<'o> Rule<'o> {
 
     /// Puts on a pool of a subset what holds for it.
     pub fn apply_to_subset(&self, subset: &Subset, pool: &mut Pool, port: u16, own: Option<&Locality>) {
-        self.settings(subset.traffic_policy.as_ref(), port).apply(pool, own);
+        let settings = self.settings(subset.traffic_policy.as_ref(), port);
+        settings.apply(pool, own);
+        self.apply_tls(settings.tls, Some(subset), &[], pool);
+    }
+
+    fn apply_tls(&self, tls: Option<&Tls>, subset: Option<&Subset>, names: &[String], pool: &mut Pool) {
+        let Some(spec) = tls else { return };
+        let ready = self.tls.iter().find(|(of, _)| std::ptr::eq(*of, spec)).and_then(|(_, tls)| tls.clone());
+        let mesh = spec.mode == TlsMode::IstioMutual;
+        if !mesh {
+            without_exceptions(&mut pool.endpoints);
+        }
+        pool.tls = ready.map(|tls| {
+            let known = spec.subject_alt_names.is_empty() && !names.is_empty();
+            let named = mesh && tls.sni.is_none();
+            if !known && !named {
+                return tls;
+            }
+            let mut tls = PoolTls::clone(&tls);
+            if known {
+                tls.names = names.iter().map(|name| StringMatch::Exact(name.as_str().into())).collect();
+            }
+            if named {
+                // As istiod names its clusters.
+                let subset = subset.map_or("", |subset| &subset.name);
+                let (port, host) = (pool.key.port, &pool.service.host);
+                tls.sni = Some(format!("outbound_.{port}_.{subset}_.{host}").into());
+            }
+            Arc::new(tls)
+        });
     }
 
     fn is_for(&self, host: &str) -> bool {
@@ -135,15 +179,49 @@ impl<'o> Rule<'o> {
             settings.connections = policy.connection_pool.as_ref().or(settings.connections);
             settings.outlier = policy.outlier_detection.as_ref().or(settings.outlier);
             settings.retry_budget = policy.retry_budget.as_ref().or(settings.retry_budget);
+            settings.tls = policy.tls.as_ref().or(settings.tls);
             // Istio: settings of a port inherit nothing.
             if let Some(p) = policy.port_level_settings.iter().find(|p| p.port.number == u32::from(port)) {
                 settings.balancer = p.load_balancer.as_ref();
                 settings.connections = p.connection_pool.as_ref();
                 settings.outlier = p.outlier_detection.as_ref();
+                settings.tls = p.tls.as_ref();
             }
         }
         settings
     }
+}
+
+/// What each `tls` of a rule comes to. What cannot be had closes the pools that it is for.
+fn tls_of<'o>(
+    object: &Object,
+    spec: &'o DestinationRuleSpec,
+    place: Place<'_>,
+    note: &mut Notes,
+) -> Vec<(&'o Tls, Option<Arc<PoolTls>>)> {
+    let origin: Arc<str> = object.key().to_string().into();
+    let whole = spec.traffic_policy.iter().map(|policy| ("spec.trafficPolicy".to_owned(), policy));
+    let subsets = spec.subsets.iter().enumerate().filter_map(|(i, subset)| {
+        Some((format!("spec.subsets[{i}].trafficPolicy"), subset.traffic_policy.as_ref()?))
+    });
+    let all = whole.chain(subsets).flat_map(|(at, policy)| {
+        let ports = policy.port_level_settings.iter().enumerate();
+        let ports = ports.map(|(i, p)| (format!("{at}.portLevelSettings[{i}].tls"), p.tls.as_ref()));
+        let mut found: Vec<_> = ports.collect();
+        found.push((format!("{at}.tls"), policy.tls.as_ref()));
+        found
+    });
+    let ready = all.filter_map(|(at, tls)| Some((at, tls?))).map(|(at, tls)| {
+        let tls_or_none = place.rule(&origin, tls).unwrap_or_else(|Trouble { field, message, hint }| {
+            let message = format!("{message}; no connection is made to endpoints that it is for");
+            let mut error = object.error("InvalidCertificateRef", &format!("{at}{field}"), message);
+            error.hint = hint;
+            note.diagnostics.push(error);
+            Some(closed(origin.clone()))
+        });
+        (tls, tls_or_none.map(Arc::new))
+    });
+    ready.collect()
 }
 
 /// A name without dots is one of the rule's namespace.
@@ -321,15 +399,11 @@ fn warn_of_policy(policy: &TrafficPolicy, at: &str, own: Option<&Locality>, warn
     }
     let ports = policy.port_level_settings.iter().enumerate().map(|(i, p)| {
         let (lb, pool, outlier) = (&p.load_balancer, &p.connection_pool, &p.outlier_detection);
-        (format!("{at}.portLevelSettings[{i}]"), lb, pool, outlier, &p.tls)
+        (format!("{at}.portLevelSettings[{i}]"), lb, pool, outlier)
     });
     let (lb, pool, outlier) = (&policy.load_balancer, &policy.connection_pool, &policy.outlier_detection);
-    let whole = std::iter::once((at.to_owned(), lb, pool, outlier, &policy.tls));
-    for (at, balancer, connections, outlier, tls) in whole.chain(ports) {
-        if tls.as_ref().is_some_and(|t| t.mode != TlsMode::Disable) {
-            let message = "connections to endpoints are plain: this field has no effect yet";
-            warn(&format!("{at}.tls"), message, "endpoints that insist on TLS cannot be reached yet");
-        }
+    let whole = std::iter::once((at.to_owned(), lb, pool, outlier));
+    for (at, balancer, connections, outlier) in whole.chain(ports) {
         if let Some(connections) = connections {
             warn_of_connections(connections, &format!("{at}.connectionPool"), warn);
         }

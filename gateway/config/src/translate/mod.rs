@@ -9,6 +9,7 @@
 mod address_lists;
 mod attached;
 mod authentications;
+mod backend_tls;
 mod backend_traffic;
 mod backends;
 mod client_tls;
@@ -37,6 +38,7 @@ mod upstream_tls;
 pub use policies::TrustDomains;
 pub(crate) use targets::ROOT as ROOT_NAMESPACE;
 pub use upstream_tls::Workload;
+pub(crate) use upstream_tls::close;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -10,18 +10,19 @@ use fieldgate_core::ir::{
     ObjectKey, Pool, PoolKey, PoolTls, Protocol,
 };
 
+use super::backend_tls::BackendTls;
 use super::backends::{BackendRef, Reference, granted, pool_key};
 use super::destination_rules::DestinationRules;
 use super::localities::all as all_of;
 use super::pools::{Hosts, REFRESH, by_name, dns_name, identity, key, unresolved};
 use super::service_entries::with_labels;
-use super::upstream_tls::{Place, Trouble, Workload, closed, moved};
+use super::upstream_tls::{Place, Trouble, Workload, closed, moved, without_exceptions};
 use super::{Notes, Objects, pool_traffic};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::pool::{Fallback, PoolEndpoint, PoolProtocol, PoolSpec};
 use crate::kinds::pool_health::{CheckTls, HealthCheck as HealthSpec};
-use crate::kinds::pool_tls::{PoolEndpointTls, PoolTls as PoolTlsSpec};
+use crate::kinds::pool_tls::{PoolEndpointTls, PoolTls as PoolTlsSpec, PoolTlsMode};
 use crate::kinds::{Kind, Spec};
 
 /// What a Pool may refer to.
@@ -29,6 +30,7 @@ pub(crate) struct Around<'a> {
     pub objects: &'a Objects,
     pub hosts: &'a Hosts,
     pub rules: &'a DestinationRules<'a>,
+    pub policies: &'a BackendTls,
     /// Where the gateway stands.
     pub own: Option<&'a Locality>,
     /// What the gateway is known by in its mesh.
@@ -140,8 +142,12 @@ impl Around<'_> {
         note.condition("Accepted", true, "Accepted", "");
         let mut unresolved = None;
         if let Some(tls) = &spec.tls {
+            if tls.mode != PoolTlsMode::IstioMutual {
+                without_exceptions(&mut pool.endpoints);
+            }
             pool.tls = Some(self.tls(object, "spec.tls", tls, &mut unresolved, note));
         }
+        self.policies.apply(object, None, &mut pool);
         if let Endpoints::Static(endpoints) = &mut pool.endpoints {
             self.endpoints_tls(object, spec, endpoints, &mut unresolved, note);
         }

@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::backend_tls::BackendTls;
 use super::backend_traffic::Budgets;
 use super::backends::{BackendRef, pool_key};
 use super::destination_rules::DestinationRules;
@@ -38,8 +39,13 @@ pub(crate) const SOURCES: &[Kind] =
     &[Kind::Service, Kind::EndpointSlice, Kind::ServiceEntry, Kind::WorkloadEntry, Kind::Pool];
 
 /// The kinds that say how pools are used. Routes do not look at them.
-pub(crate) const SETTINGS: &[Kind] =
-    &[Kind::DestinationRule, Kind::BackendTrafficPolicy, Kind::ConfigMap, Kind::Secret];
+pub(crate) const SETTINGS: &[Kind] = &[
+    Kind::DestinationRule,
+    Kind::BackendTlsPolicy,
+    Kind::BackendTrafficPolicy,
+    Kind::ConfigMap,
+    Kind::Secret,
+];
 
 /// What is remembered from one translation of pools to the next.
 #[derive(Debug, Default)]
@@ -135,8 +141,9 @@ impl Pools {
     pub fn translate(&self, objects: &Objects, notes: &mut NotesOf) -> BTreeMap<PoolKey, Pool> {
         let mut pools = BTreeMap::new();
         let own = self.own.as_ref();
-        let rules = DestinationRules::of(objects, own, notes);
+        let rules = DestinationRules::of(objects, own, self.workload.as_ref(), notes);
         let budgets = Budgets::of(objects, notes);
+        let policies = BackendTls::of(objects, notes);
         let slices = Slices::of(objects);
         for object in objects.of(Kind::Service) {
             let Spec::Service(spec) = &object.spec else { continue };
@@ -151,7 +158,8 @@ impl Pools {
                     localities::prefer_own_zone(own, &mut pool.endpoints);
                 }
                 budgets.apply(object, &mut pool);
-                rules.apply(&mut pool, own);
+                rules.apply(&mut pool, own, &[]);
+                policies.apply(object, port.name.as_deref(), &mut pool);
                 self.insert(&mut pools, pool, stated(port));
             }
         }
@@ -159,7 +167,7 @@ impl Pools {
             let Spec::ServiceEntry(spec) = &object.spec else { continue };
             let note = notes.entry(object.key()).or_default();
             for (mut pool, stated) in service_entry(object, spec, objects, &pools, note) {
-                rules.apply(&mut pool, own);
+                rules.apply(&mut pool, own, &spec.subject_alt_names);
                 self.insert(&mut pools, pool, stated);
             }
         }
@@ -170,6 +178,7 @@ impl Pools {
         rules.note_lost(pools.values(), notes);
         // Last, because a Pool may stand for a Service or have one to fall back to.
         let around = pool::Around {
+            policies: &policies,
             objects,
             hosts: &self.hosts,
             rules: &rules,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use fieldgate_core::ir::{DnsName, Endpoint, Endpoints, Locality, Pool, PoolKey, Protocol};
+use fieldgate_core::ir::{DnsName, Endpoint, EndpointTls, Endpoints, Locality, Pool, PoolKey, Protocol};
 
 use super::pools::{REFRESH, by_name, dns_name, identity, key, unresolved};
 use super::{Notes, Objects};
@@ -13,6 +13,9 @@ use crate::kinds::istio::{
     ServiceEntryLocation, ServiceEntryPort, ServiceEntryResolution, ServiceEntrySpec, WorkloadEntrySpec,
 };
 use crate::kinds::{Kind, Spec};
+
+/// Istio's label of workloads: `istio` or `disabled`.
+const TLS_MODE: &str = "security.istio.io/tlsMode";
 
 /// A ServiceEntry's pools, each with whether its protocol was stated.
 pub(crate) fn service_entry(
@@ -137,14 +140,8 @@ fn warn_of_ignored(object: &Object, spec: &ServiceEntrySpec, note: &mut Notes) {
     warn(
         spec.location == ServiceEntryLocation::MeshInternal,
         "spec.location",
-        "connections to endpoints are not encrypted, whatever the location: MESH_INTERNAL has no effect",
-        "endpoints that insist on mutual TLS cannot be reached yet",
-    );
-    warn(
-        !spec.subject_alt_names.is_empty(),
-        "spec.subjectAltNames",
-        "the certificates of endpoints are not checked: this field has no effect",
-        "connections to endpoints are plain until TLS to upstreams is there",
+        "connections to endpoints are encrypted as a DestinationRule says, not by the location: MESH_INTERNAL has no effect",
+        "write a DestinationRule with tls: {mode: ISTIO_MUTUAL} for the host",
     );
     warn(
         spec.export_to.iter().any(|e| e == "~"),
@@ -183,8 +180,8 @@ pub(crate) fn warn_of_ignored_in_workload(
     if spec.service_account.is_some() {
         warn(
             "serviceAccount",
-            "the identities of endpoints are not checked: this field has no effect",
-            "connections to endpoints are plain until TLS to upstreams is there",
+            "identities of single endpoints are not compared: this field has no effect",
+            "name those of all endpoints in subjectAltNames of a DestinationRule or of the ServiceEntry",
         );
     }
 }
@@ -209,6 +206,14 @@ struct Workload<'o> {
 impl Workload<'_> {
     fn label(&self, key: &str) -> Option<&String> {
         self.spec.labels.get(key).or_else(|| self.object?.labels.get(key))
+    }
+
+    /// Whether it takes part in the mesh's TLS. One of which nothing is said does: the rule is asked for.
+    fn tls(&self) -> EndpointTls {
+        match self.label(TLS_MODE).map(String::as_str) {
+            Some("disabled") => EndpointTls::Plain,
+            _ => EndpointTls::AsPool,
+        }
     }
 }
 
@@ -244,6 +249,7 @@ fn endpoint(workload: &Workload<'_>, port: &ServiceEntryPort) -> Option<Endpoint
         weight: weight(w),
         locality: locality(w),
         workload: workload.object.map(|o| o.name.clone()),
+        tls: workload.tls(),
         ..Endpoint::new(unresolved(0))
     })
 }
@@ -258,6 +264,7 @@ fn names(host: &str, workloads: &[Workload<'_>], port: &ServiceEntryPort) -> Vec
         let endpoint = Endpoint {
             weight: weight(w),
             locality: locality(w),
+            tls: workload.tls(),
             ..Endpoint::new(unresolved(workload_port(w, port)))
         };
         Some(dns_name(w.address.as_deref()?, REFRESH, endpoint))

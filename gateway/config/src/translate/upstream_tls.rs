@@ -4,12 +4,16 @@
 
 use std::sync::Arc;
 
-use fieldgate_core::ir::{Certificate, Endpoint, EndpointTls, PemBundle, PoolTls, ServerTrust, StringMatch};
+use fieldgate_core::ir::{
+    Certificate, Config, Endpoint, EndpointTls, Endpoints, ObjectKey, PemBundle, Pool, PoolTls, ServerTrust,
+    StringMatch,
+};
 use k8s_openapi::api::core::v1::Secret;
 
 use super::Objects;
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
+use crate::kinds::destination_rule::{Tls as RuleTls, TlsMode};
 use crate::kinds::pool_tls::{PoolTls as PoolTlsSpec, PoolTlsMode};
 use crate::kinds::{Kind, Spec};
 
@@ -44,6 +48,21 @@ pub(crate) struct Place<'a> {
 /// Nobody is believed: no connection is made.
 pub(crate) fn nobody() -> ServerTrust {
     ServerTrust::Roots { roots: Vec::new(), revoked: Vec::new() }
+}
+
+/// Closes the pools that a BackendTLSPolicy may be for, where nothing else says how they are connected to.
+pub(crate) fn close(config: &mut Config, may_be_for: impl Fn(&ObjectKey) -> bool) {
+    let kinds =
+        [("Service", "Service"), ("Service (gRPC)", "Service"), ("Pool", "Pool"), ("Pool (gRPC)", "Pool")];
+    let is_meant = |pool: &Pool| {
+        let kind = kinds.iter().find(|(kind, _)| *kind == pool.key.object.kind);
+        kind.is_some_and(|(_, kind)| may_be_for(&ObjectKey { kind, ..pool.key.object.clone() }))
+    };
+    let open = config.pools.values().filter(|pool| pool.tls.is_none() && is_meant(pool));
+    for pool in open.cloned().collect::<Vec<_>>() {
+        let tls = Some(Arc::new(closed("a BackendTLSPolicy that cannot be read".into())));
+        config.pools.insert(pool.key.clone(), Arc::new(Pool { tls, ..Pool::clone(&pool) }));
+    }
 }
 
 /// A pool's TLS that lets nothing through.
@@ -100,10 +119,79 @@ impl Place<'_> {
         };
         tls.trust = ServerTrust::Roots { roots: vec![workload.roots.clone()], revoked: Vec::new() };
         tls.identity = Some(workload.certificate.clone());
+        if tls.names.is_empty() {
+            // Any workload of the mesh: its name for a server is none of DNS.
+            tls.names.push(StringMatch::Prefix("spiffe://".into()));
+        }
         if tls.alpn.is_empty() {
             tls.alpn = ISTIO_ALPN.iter().map(|name| Arc::from(*name)).collect();
         }
         Ok(())
+    }
+
+    /// As a DestinationRule says it; nothing is plain. Its Secrets are laid out as Istio's gateways want them.
+    pub fn rule(&self, origin: &Arc<str>, spec: &RuleTls) -> Result<Option<PoolTls>, Trouble> {
+        let names = spec.subject_alt_names.iter().map(|name| StringMatch::Exact(name.as_str().into()));
+        let mut tls = PoolTls {
+            sni: spec.sni.as_deref().filter(|sni| !sni.is_empty()).map(Into::into),
+            names: names.collect(),
+            ..closed(origin.clone())
+        };
+        let on_disk = [
+            (".caCertificates", &spec.ca_certificates),
+            (".clientCertificate", &spec.client_certificate),
+            (".privateKey", &spec.private_key),
+            (".caCrl", &spec.ca_crl),
+        ];
+        if spec.mode != TlsMode::Disable
+            && let Some((field, _)) =
+                on_disk.iter().find(|(_, path)| path.as_ref().is_some_and(|p| !p.is_empty()))
+        {
+            return Err(Trouble {
+                field: (*field).to_owned(),
+                message: "paths on the gateway's disk are not read".to_owned(),
+                hint: Some("put it into a Secret, and name that in credentialName".to_owned()),
+            });
+        }
+        let credential = spec.credential_name.as_deref().map(|name| name.trim_start_matches("kubernetes://"));
+        match spec.mode {
+            TlsMode::Disable => return Ok(None),
+            TlsMode::IstioMutual => {
+                self.as_workload(&mut tls)?;
+                return Ok(Some(tls));
+            }
+            TlsMode::Simple => {}
+            TlsMode::Mutual => {
+                let Some(name) = credential else {
+                    return Err(Trouble {
+                        field: String::new(),
+                        message: "MUTUAL needs a client certificate".to_owned(),
+                        hint: Some("name its Secret in credentialName".to_owned()),
+                    });
+                };
+                let found = self.certificate(name, &[("tls.crt", "tls.key"), ("cert", "key")]);
+                tls.identity = Some(found.map_err(|t| Trouble { field: ".credentialName".to_owned(), ..t })?);
+            }
+        }
+        tls.trust = if spec.insecure_skip_verify == Some(true) {
+            ServerTrust::Anybody
+        } else if let Some(name) = credential {
+            let (root, list) =
+                self.credential(name).map_err(|t| Trouble { field: ".credentialName".to_owned(), ..t })?;
+            ServerTrust::Roots { roots: vec![root], revoked: list.into_iter().collect() }
+        } else {
+            ServerTrust::System
+        };
+        Ok(Some(tls))
+    }
+
+    /// Authorities of a credential: in the Secret itself, or in that with `-cacert` behind its name.
+    fn credential(&self, name: &str) -> Result<(Arc<PemBundle>, Option<Arc<PemBundle>>), Trouble> {
+        let beside = format!("{name}-cacert");
+        if self.objects.get(Kind::Secret, self.namespace, &beside).is_some() {
+            return self.authorities("Secret", &beside);
+        }
+        self.authorities("Secret", name)
     }
 
     /// Authorities in `ca.crt` of a Secret or ConfigMap, with the revocation lists in `ca.crl` if there are any.
@@ -124,7 +212,9 @@ impl Place<'_> {
             read(key).filter(|pem| memchr::memmem::find(pem, marker.as_bytes()).is_some())
         };
         let bundle = |pem: &[u8]| Arc::new(PemBundle { origin: origin.clone(), pem: pem.into() });
-        let Some(roots) = part("ca.crt", "-----BEGIN CERTIFICATE-----") else {
+        let marker = "-----BEGIN CERTIFICATE-----";
+        // Istio's generic Secrets call it `cacert`.
+        let Some(roots) = part("ca.crt", marker).or_else(|| part("cacert", marker)) else {
             return Err(Trouble {
                 field: ".name".to_owned(),
                 message: format!("{origin} has no certificate in ca.crt"),
@@ -194,6 +284,19 @@ fn missing(origin: &str) -> Trouble {
 
 fn of_secret<'s>(secret: &'s Secret, key: &str) -> Option<&'s [u8]> {
     secret.data.as_ref()?.get(key).map(|bytes| &bytes.0[..])
+}
+
+/// Forgets which endpoints have no part in the mesh's TLS: it is not the mesh's.
+pub(crate) fn without_exceptions(endpoints: &mut Endpoints) {
+    let (fixed, names) = match endpoints {
+        Endpoints::Static(fixed) => (fixed, &mut [][..]),
+        Endpoints::Dns { fixed, names } => (fixed, &mut names[..]),
+    };
+    for endpoint in fixed.iter_mut().chain(names.iter_mut().map(|name| &mut name.endpoint)) {
+        if endpoint.tls == EndpointTls::Plain {
+            endpoint.tls = EndpointTls::AsPool;
+        }
+    }
 }
 
 /// An endpoint of a pool with this TLS, as one of another pool with that.

@@ -12,6 +12,7 @@ mod policies;
 mod pools;
 mod routes;
 mod traffic;
+mod upstream_tls;
 
 use std::fmt::Write as _;
 

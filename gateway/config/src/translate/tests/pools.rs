@@ -288,10 +288,10 @@ fn weights_of_localities_leave_the_fallback_its_share() {
     assert_eq!(pool.spread.localities, Localities::Weighted(weights), "own zone b has none, as written");
 }
 
-const PEM: &str = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n";
-const KEY: &str = "-----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\\n";
+pub(super) const PEM: &str = "-----BEGIN CERTIFICATE-----\\nAAAA\\n-----END CERTIFICATE-----\\n";
+pub(super) const KEY: &str = "-----BEGIN PRIVATE KEY-----\\nAAAA\\n-----END PRIVATE KEY-----\\n";
 
-fn with_data(kind: &str, name: &str, data: &[(&str, &str)]) -> String {
+pub(super) fn with_data(kind: &str, name: &str, data: &[(&str, &str)]) -> String {
     let field = if kind == "Secret" { "stringData" } else { "data" };
     let data: Vec<_> = data.iter().map(|(key, text)| format!("{key}: \"{text}\"")).collect();
     format!("apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n{field}: {{{}}}\n", data.join(", "))
