@@ -18,6 +18,7 @@ mod faults;
 mod hardening;
 mod held;
 mod idle;
+mod jwt;
 mod memory;
 mod mirror;
 mod mtls;
@@ -114,6 +115,7 @@ const SCENARIOS: &[Scenario] = &[
         timeouts::run,
     ),
     scenario("tries", "retries, hedges, budgets, queues, affinity, hashing, faults, ejection", tries::run),
+    scenario("jwt", "tokens through an issuer's outage, its garbage and its rotation of keys", jwt::run),
     scenario("stale", "upstream connections that close fail no GET and resend no POST", stale::run),
     scenario("full-log", "an access log on a full disk is counted, and fails no request", faults::full_log),
     scenario(

@@ -128,7 +128,8 @@ impl Configuration {
     }
 
     /// A policy that nobody can read must not open a door: the gateways that it may be about refuse everything until it
-    /// is mended. Where its target cannot be known, that is every gateway of its namespace.
+    /// is mended. Where its target cannot be known, that is every gateway of its namespace. Of a RequestAuthentication that
+    /// is so with tokens, where no other takes them.
     fn fail_closed(&self, config: &mut ir::Config) {
         for unread::UnreadPolicy { key, .. } in &self.unread_policies {
             let everywhere = *key.namespace == *translate::ROOT_NAMESPACE;
@@ -139,6 +140,18 @@ impl Configuration {
                 .cloned()
                 .collect();
             let policy = ir::Policy::closed(key.clone(), listeners);
+            if key.kind == kinds::Kind::RequestAuthentication.as_str() {
+                let closed = translate::closed_authentication(key, listeners);
+                config.authentications.insert(key.clone(), std::sync::Arc::new(closed));
+                continue;
+            }
+            let policy = ir::Policy {
+                key: key.clone(),
+                action: ir::PolicyAction::Deny,
+                dry_run: false,
+                listeners,
+                rules: vec![ir::PolicyRule::default()],
+            };
             config.policies.insert(key.clone(), std::sync::Arc::new(policy));
         }
         for unread in &self.unread_backend_tls {

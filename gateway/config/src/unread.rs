@@ -1,4 +1,4 @@
-//! Which texts may mean an AuthorizationPolicy that nobody can read.
+//! Which texts may mean an AuthorizationPolicy that nobody can read, and which RequestAuthentications nobody can.
 //!
 //! A policy that is not read must not open a door, so a text counts by its look where it cannot be parsed. What follows
 //! from that is not decided here.
@@ -12,8 +12,9 @@ use crate::kinds::check::dns_label;
 use crate::translate::ROOT_NAMESPACE;
 
 const POLICY: &str = Kind::AuthorizationPolicy.as_str();
+const AUTHENTICATION: &str = Kind::RequestAuthentication.as_str();
 
-/// A policy without a version that could be in force.
+/// A policy, or by its key a RequestAuthentication, without a version that could be in force.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UnreadPolicy {
     /// Its name; in the root namespace where nobody can tell which namespace it is about.
@@ -85,10 +86,11 @@ pub(crate) fn in_chunk(
     out: &mut Vec<UnreadPolicy>,
 ) {
     let is_policy = |key: &&ObjectKey| key.kind == POLICY;
-    let without_object = chunk.items.iter().filter(|i| i.object.is_none());
-    let named: Vec<&ObjectKey> = without_object.filter_map(|i| i.key.as_ref()).filter(is_policy).collect();
-    let lost = named.iter().filter(|key| !in_force(key));
-    out.extend(lost.map(|key| UnreadPolicy { key: (*key).clone(), text: None }));
+    let without_object = chunk.items.iter().filter(|i| i.object.is_none()).filter_map(|i| i.key.as_ref());
+    let named: Vec<&ObjectKey> = without_object.clone().filter(is_policy).collect();
+    let authentications = without_object.filter(|key| key.kind == AUTHENTICATION);
+    let lost = named.iter().copied().chain(authentications).filter(|key| !in_force(key));
+    out.extend(lost.map(|key| UnreadPolicy { key: key.clone(), text: None }));
     if inherited.iter().any(|key| key.kind == POLICY) {
         // The last good version of what was in its place.
         return;
@@ -215,6 +217,8 @@ mod tests {
             "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: P}\n",
             &["default/P"],
         );
+        check(&format!("{head}kind: RequestAuthentication\nspec: {{jwtRuels: []}}\n"), &["a/p"]);
+        check(&format!("{head}kind: RequestAuthentication\nspec: {{jwtRules: []}}\n"), &[]);
         // One of two objects in a text that has lost its separator, wherever in it the text breaks.
         let second = "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: [\n";
         check(&format!("{head}kind: AuthorizationPolicy\n{second}"), &["a/p"]);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate_core::ir::{Authentication, Jwks, JwtRule, ObjectKey, RemoteJwks, TokenPlace};
+use fieldgate_core::ir::{Authentication, Jwks, JwtRule, ListenerKey, ObjectKey, RemoteJwks, TokenPlace};
 
 use super::gateways::Gateways;
 use super::{Notes, Objects, targets};
@@ -37,6 +37,13 @@ pub(super) fn translate(
         authentications.insert(object.key(), one(object, spec, gateways, note));
     }
     authentications
+}
+
+/// What stands for an object that nobody can read: no token passes where tokens are by default, unless another object
+/// knows its issuer.
+pub(crate) fn closed(key: &ObjectKey, listeners: Vec<ListenerKey>) -> Authentication {
+    let rule = translated(&JwtRuleSpec::default(), Jwks::Inline("".into()));
+    Authentication { key: key.clone(), listeners, rules: vec![Arc::new(rule)] }
 }
 
 fn one(

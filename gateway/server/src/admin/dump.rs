@@ -6,7 +6,7 @@ mod traffic;
 use std::time::Duration;
 
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{Hostname, Listener, PathMatch, Policy, Route, Rule};
+use fieldgate_core::ir::{Authentication, Hostname, Jwks, Listener, PathMatch, Policy, Route, Rule};
 use fieldgate_core::snapshot::Rejection;
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ pub(super) fn config(snapshot: &Snapshot, refused: &[Rejection]) -> Value {
         "routes": config.routes.values().map(|r| route(r)).collect::<Vec<_>>(),
         "pools": config.pools.values().map(|p| pool::pool(p)).collect::<Vec<_>>(),
         "policies": config.policies.values().map(|p| policy(p)).collect::<Vec<_>>(),
+        "authentications": config.authentications.values().map(|a| authentication(a)).collect::<Vec<_>>(),
         "rejections": rejections(refused),
     })
 }
@@ -88,6 +89,35 @@ fn rule(rule: &Rule) -> Value {
         "retry": rule.retry.as_deref().map(traffic::retry),
         "affinity": rule.affinity.as_deref().map(traffic::affinity),
         "split_policy": rule.split.as_ref().map(|policy| format!("{policy:?}")),
+    })
+}
+
+/// Keys that are written out may be secrets.
+fn authentication(one: &Authentication) -> Value {
+    let rules = one.rules.iter().map(|rule| {
+        let keys = match &rule.keys {
+            Jwks::Inline(_) => json!("inline"),
+            Jwks::Remote(remote) => json!(remote.uri.split('?').next()),
+        };
+        let claims = rule
+            .claim_headers
+            .iter()
+            .map(|(header, path)| json!({"header": &**header, "claim": path.join(".")}));
+        json!({
+            "issuer": &*rule.issuer,
+            "audiences": rule.audiences.iter().map(|audience| &**audience).collect::<Vec<_>>(),
+            "keys": keys,
+            "from": rule.from.iter().map(|place| format!("{place:?}")).collect::<Vec<_>>(),
+            "forward": rule.forward,
+            "payload_header": rule.payload_header.as_deref(),
+            "claim_headers": claims.collect::<Vec<_>>(),
+            "clock_skew_seconds": rule.clock_skew.as_secs(),
+        })
+    });
+    json!({
+        "name": one.key.to_string(),
+        "listeners": one.listeners.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "rules": rules.collect::<Vec<_>>(),
     })
 }
 

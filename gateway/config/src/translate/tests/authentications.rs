@@ -87,6 +87,16 @@ fn keys_that_cannot_be_had_let_no_token_pass() {
 }
 
 #[test]
+fn one_that_cannot_be_read_lets_no_token_pass() {
+    let texts = [gateway(WEB), authentication("jwt", "jwtRuels: []")];
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let config = config(&texts);
+    let closed = config.authentications.values().next().expect("something in its place");
+    assert_eq!((closed.rules.len(), closed.listeners.len()), (1, 1));
+    assert_eq!((&*closed.rules[0].issuer, &closed.rules[0].keys), ("", &Jwks::Inline("".into())));
+}
+
+#[test]
 fn it_applies_where_policies_of_istio_apply() {
     let texts = [
         gateway(WEB),
