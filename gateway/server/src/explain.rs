@@ -3,6 +3,7 @@
 //! Nothing is sent and no state of the gateway changes.
 
 mod authorization;
+mod limits;
 mod request;
 
 use std::fmt;
@@ -35,6 +36,9 @@ pub struct Answer {
     /// What the policies say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authorization: Option<Authorization>,
+    /// Rate limits that it counts against.
+    #[serde(default)]
+    pub limits: Vec<String>,
     /// The rule that takes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<Winner>,
@@ -98,6 +102,7 @@ pub fn explain(snapshot: &Snapshot, question: &Question, now_ms: u64) -> Answer 
         address: None,
         listener: None,
         authorization: None,
+        limits: Vec::new(),
         rule: None,
         others: Vec::new(),
         notes: question.notes.clone(),
@@ -138,6 +143,8 @@ fn walk(snapshot: &Snapshot, question: &Question, now_ms: u64, answer: &mut Answ
             why: miss.why.clone(),
         })
         .collect();
+    let taken = found.winner.as_deref().map(|entry| &*entry.rule.ir);
+    answer.limits = limits::limits(snapshot, listener, taken, question, table.address);
     let chosen = found.winner.as_deref().map(|entry| {
         let (winner, result) = take(snapshot, entry, question, now_ms);
         answer.rule = Some(winner);
@@ -295,6 +302,9 @@ impl fmt::Display for Answer {
             let verdict = if authorization.allowed { "allowed" } else { "refused" };
             writeln!(f, "policies   {verdict}: {}", authorization.why)?;
             authorization.write_details(f)?;
+        }
+        for limit in &self.limits {
+            writeln!(f, "counted    {limit}")?;
         }
         if let Some(rule) = &self.rule {
             writeln!(f, "rule       {} of {}\n           {}", rule.rule, rule.route, rule.matched)?;

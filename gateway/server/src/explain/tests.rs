@@ -178,3 +178,30 @@ fn every_rule_that_was_considered_is_told() {
     assert!(web.authorization.unwrap().dry_run[0].contains("would refuse it"));
     assert!(ask(None, &[]).result.starts_with("403: there are ALLOW policies"));
 }
+
+#[test]
+fn limits_that_a_request_counts_against_are_told() {
+    let policy = |name: &str, target: &str, limit: &str| {
+        format!(
+            "---
+apiVersion: fieldgate.dev/v1alpha1
+kind: RateLimitPolicy
+metadata: {{name: {name}}}
+spec:
+  targetRefs: [{{group: gateway.networking.k8s.io, {target}}}]
+  limits: [{{name: l, rate: {{requests: 9, per: 1m}}, {limit}}}]
+"
+        )
+    };
+    let of_edge = policy("edge", "kind: Gateway, name: edge", "by: [{client: {ipv4Prefix: 8}}]");
+    let of_rule =
+        policy("cart", "kind: HTTPRoute, name: shop, sectionName: canary", "by: [{header: x-user}]");
+    let text = format!("{EDGE}{of_edge}{of_rule}");
+    let ask = |headers: &[&str]| ask(&text, "http://shop.example.com:8080/cart", headers);
+    let edge = "RateLimitPolicy default/edge, l: 9 in 60s, 9 at once, for 127.0.0.0/8";
+    assert_eq!(ask(&["x-user: u"]).limits, [edge], "another rule takes it");
+    let both = ask(&["x-user: u", "x-canary: yes"]);
+    let cart = "RateLimitPolicy default/cart, l: 9 in 60s, 9 at once, for u";
+    assert_eq!(both.limits, [edge, cart]);
+    assert!(both.to_string().contains(&format!("counted    {cart}\n")));
+}
