@@ -22,6 +22,7 @@ if [ "${1:-}" = scenarios ] || [ "${1:-}" = bench ]; then
     need h2load nghttp2-client
     need openssl openssl
     need taskset util-linux
+    want redis-server redis-server # behind Envoy's rate limit service
     if [ "${1:-}" = bench ]; then
         want haproxy haproxy
         want nginx nginx
@@ -76,6 +77,18 @@ for package in $wanted; do
         echo "setup: $package could not be installed and is left out: $(tail -n 1 "$log")"
     fi
 done
+
+# Envoy's rate limit service, from Go modules where there is Go; scenario rate-limits says so where it is missing.
+ratelimit=github.com/envoyproxy/ratelimit/src/service_cmd@v1.4.1-0.20260122083618-3fb702589d36
+peers_go="$(cd "$(dirname "$0")/.." && pwd)/.peers-go"
+if { [ "${1:-}" = scenarios ] || [ "${1:-}" = bench ]; } && [ ! -x "$peers_go/ratelimit" ] && command -v go >/dev/null 2>&1; then
+    echo "setup: building Envoy's rate limit service from Go modules ..."
+    if GOBIN="$peers_go" go install "$ratelimit" >"$log" 2>&1 && mv "$peers_go/service_cmd" "$peers_go/ratelimit"; then
+        echo "setup: done"
+    else
+        echo "setup: the rate limit service could not be built and is left out: $(tail -n 1 "$log")"
+    fi
+fi
 
 # Peers from PyPI, each by itself: there are not wheels of all of them for every machine.
 [ "${1:-}" = bench ] || exit 0

@@ -22,6 +22,7 @@ mod jwt;
 mod memory;
 mod mirror;
 mod mtls;
+mod rate_limits;
 mod raw;
 mod reloads;
 mod resilience;
@@ -116,6 +117,11 @@ const SCENARIOS: &[Scenario] = &[
     ),
     scenario("tries", "retries, hedges, budgets, queues, affinity, hashing, faults, ejection", tries::run),
     scenario("jwt", "tokens through an issuer's outage, its garbage and its rotation of keys", jwt::run),
+    scenario(
+        "rate-limits",
+        "limits are exact over workers, reloads and floods; shared through Envoy's service",
+        rate_limits::run,
+    ),
     scenario("stale", "upstream connections that close fail no GET and resend no POST", stale::run),
     scenario("full-log", "an access log on a full disk is counted, and fails no request", faults::full_log),
     scenario(
