@@ -139,19 +139,12 @@ impl Configuration {
                 .filter(|l| everywhere || l.namespace == key.namespace)
                 .cloned()
                 .collect();
-            let policy = ir::Policy::closed(key.clone(), listeners);
             if key.kind == kinds::Kind::RequestAuthentication.as_str() {
                 let closed = translate::closed_authentication(key, listeners);
                 config.authentications.insert(key.clone(), std::sync::Arc::new(closed));
                 continue;
             }
-            let policy = ir::Policy {
-                key: key.clone(),
-                action: ir::PolicyAction::Deny,
-                dry_run: false,
-                listeners,
-                rules: vec![ir::PolicyRule::default()],
-            };
+            let policy = ir::Policy::closed(key.clone(), listeners);
             config.policies.insert(key.clone(), std::sync::Arc::new(policy));
         }
         for unread in &self.unread_backend_tls {

@@ -35,8 +35,8 @@ mod tests;
 mod traffic_policies;
 mod upstream_tls;
 
-pub use policies::TrustDomains;
 pub(crate) use authentications::closed as closed_authentication;
+pub use policies::TrustDomains;
 pub(crate) use targets::ROOT as ROOT_NAMESPACE;
 pub use upstream_tls::Workload;
 pub(crate) use upstream_tls::close;

@@ -131,7 +131,6 @@ fn rejected(out: &mut String, view: &View) {
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
     const READ: &[&str] = &[
-    const READ: [&str; 18] = [
         "AuthorizationPolicy",
         "BackendTLSPolicy",
         "ConfigMap",

@@ -20,7 +20,7 @@ pub(super) fn limits(
     question: &Question,
     local: SocketAddr,
 ) -> Vec<String> {
-    let of_listener = of(snapshot, &listener.ir.guards, None, question, local);
+    let of_listener = of(snapshot, listener.ir.guards.iter(), None, question, local);
     let Some(rule) = rule else { return of_listener };
     let guards = rule.filters.iter().filter_map(|filter| match filter {
         Filter::Guard(guard) => Some(guard),
