@@ -175,6 +175,27 @@ async fn a_refusal_says_why() {
 }
 
 #[tokio::test]
+async fn a_client_without_the_key_is_refused() {
+    let authority = Authority::new("one");
+    let (leaf, other) = (authority.sign(|_| ()), authority.sign(|_| ()));
+    let stolen =
+        rustls::sign::CertifiedKey::new(leaf.certified().cert.clone(), Arc::clone(&other.certified().key));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut client = (*limited(version, |_| true)).clone();
+        client.client_auth_cert_resolver =
+            Arc::new(rustls::sign::SingleCertAndKey::from(Arc::new(stolen.clone())));
+        let client = Arc::new(client);
+        let failed = meet(&server(rules(ClientMode::Required, &authority), &keys()), &client).await.err();
+        let reason = failed.and_then(|failed| failed.refusal).map(|refusal| refusal.reason);
+        assert_eq!(reason, Some(RefusalReason::BadSignature));
+        let unverified = server(rules(ClientMode::Unverified, &authority), &keys());
+        let done = meet(&unverified, &client).await.map_err(|failed| failed.error).unwrap();
+        assert!(done.client.is_empty());
+        assert_eq!(done.unbelieved.map(|refusal| refusal.reason), Some(RefusalReason::BadSignature));
+    }
+}
+
+#[tokio::test]
 async fn revocation_lists_are_held_to() {
     use RefusalReason::*;
     let (authority, other) = (Authority::new("one"), Authority::new("two"));

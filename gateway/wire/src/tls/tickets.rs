@@ -341,4 +341,23 @@ mod tests {
         assert_eq!(lifetime(PERIOD), 7200);
         assert_eq!(u64::from(lifetime(Duration::from_hours(24 * 30))), LIFETIME_MAX);
     }
+
+    #[tokio::test]
+    async fn a_ticket_of_a_client_ends_with_what_it_has_proved() {
+        let tickets = TicketKeys::new(PERIOD).of_clients(b"rules");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        for (until, good) in [(Some(now + 600), true), (Some(now - 1), false), (None, true)] {
+            let (ticket, _) = introduction::of(async {
+                introduction::with(|found| found.until = until);
+                tickets.encrypt(b"session")
+            })
+            .await;
+            let (opened, found) = introduction::of(async { tickets.decrypt(ticket.as_ref()?) }).await;
+            assert_eq!(opened.as_deref(), good.then_some(&b"session"[..]), "{until:?}");
+            assert_eq!(found.until, until.filter(|_| good));
+            // Nobody would know whom it is of.
+            assert_eq!(tickets.decrypt(&ticket.unwrap()), None);
+        }
+        assert_eq!(tickets.encrypt(b"session"), None);
+    }
 }
