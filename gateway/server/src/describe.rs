@@ -1,9 +1,13 @@
 //! Settings of pools in words, the same wherever they are shown: `explain`, `status`, the admin server.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use fieldgate_core::balance::CompiledPool;
-use fieldgate_core::ir::{AffinityCarrier, Balance, HashBy, HashFunction, HashKind, HealthKind};
+use fieldgate_core::ir::{
+    AffinityCarrier, Balance, EndpointTls, HashBy, HashFunction, HashKind, HealthKind, PemBundle, PoolTls,
+    ServerTrust, StringMatch,
+};
 
 /// How a pool chooses: `least-request of 2`, `ring hash by header x-user, else client address`.
 pub fn balance(balance: &Balance) -> String {
@@ -57,6 +61,51 @@ pub fn affinity(carrier: &AffinityCarrier) -> String {
     }
 }
 
+/// TLS towards endpoints, but for anything secret: `server name shop.example, authorities of ConfigMap default/ca`.
+pub fn upstream_tls(tls: &PoolTls) -> String {
+    let mut out = match &tls.sni {
+        Some(name) => format!("server name {name}"),
+        None => "server name as the request's host".to_owned(),
+    };
+    let list = |bundles: &[Arc<PemBundle>]| {
+        bundles.iter().map(|bundle| &*bundle.origin).collect::<Vec<_>>().join(", ")
+    };
+    let _ = match &tls.trust {
+        ServerTrust::System => write!(out, ", the system's authorities"),
+        ServerTrust::Anybody => write!(out, ", any certificate"),
+        ServerTrust::Roots { roots, .. } if roots.is_empty() => write!(out, ", closed: nobody is believed"),
+        ServerTrust::Roots { roots, revoked } if revoked.is_empty() => {
+            write!(out, ", authorities of {}", list(roots))
+        }
+        ServerTrust::Roots { roots, revoked } => {
+            write!(out, ", authorities of {}, revocation lists of {}", list(roots), list(revoked))
+        }
+    };
+    if !tls.names.is_empty() {
+        let names = tls.names.iter().map(|name| match name {
+            StringMatch::Exact(text) => text.to_string(),
+            StringMatch::Prefix(text) => format!("{text}*"),
+            StringMatch::Suffix(text) => format!("*{text}"),
+            StringMatch::Present => "*".to_owned(),
+            StringMatch::Template(text) => text.to_string(),
+        });
+        let _ = write!(out, ", names {}", names.collect::<Vec<_>>().join(" or "));
+    }
+    if let Some(identity) = &tls.identity {
+        let _ = write!(out, ", client certificate of {}", identity.origin);
+    }
+    out
+}
+
+/// TLS towards one endpoint where that is not the pool's: `plain`, or as [`upstream_tls`].
+pub fn endpoint_tls(tls: &EndpointTls) -> Option<String> {
+    match tls {
+        EndpointTls::AsPool => None,
+        EndpointTls::Plain => Some("plain".to_owned()),
+        EndpointTls::Own(own) => Some(upstream_tls(own)),
+    }
+}
+
 /// What a check asks.
 pub fn health(kind: &HealthKind) -> String {
     match kind {
@@ -83,6 +132,30 @@ mod tests {
     use fieldgate_core::ir::HashSource;
 
     use super::*;
+
+    #[test]
+    fn tls_is_told_without_secrets() {
+        let roots = vec![Arc::new(PemBundle { origin: "ConfigMap default/ca".into(), pem: [].into() })];
+        let mut tls = PoolTls {
+            origin: "Pool default/p".into(),
+            trust: ServerTrust::Roots { roots, revoked: Vec::new() },
+            sni: Some("a.example".into()),
+            names: vec![StringMatch::Exact("spiffe://td/x".into())],
+            identity: Some(Arc::new(fieldgate_core::ir::Certificate {
+                origin: "Secret default/own".into(),
+                chain_pem: [].into(),
+                key_pem: b"SECRET"[..].into(),
+            })),
+            alpn: Vec::new(),
+        };
+        assert_eq!(
+            upstream_tls(&tls),
+            "server name a.example, authorities of ConfigMap default/ca, names spiffe://td/x, client certificate of Secret default/own"
+        );
+        assert!(!format!("{tls:?}").contains("SECRET"));
+        (tls.trust, tls.sni) = (ServerTrust::Roots { roots: Vec::new(), revoked: Vec::new() }, None);
+        assert!(upstream_tls(&tls).starts_with("server name as the request's host, closed"));
+    }
 
     #[test]
     fn balancers_are_named() {

@@ -268,7 +268,9 @@ fn endpoints(snapshot: &Snapshot, rule: &CompiledRule, index: usize, now_ms: u64
     };
     let Some(pool) = snapshot.pool(slot) else { return "there is no such pool".to_owned() };
     let (usable, balance) = (describe::usable(pool, now_ms), describe::balance(&pool.ir.balance));
-    format!("{usable} of {} endpoints usable; {balance}", pool.endpoints.len())
+    let tls = pool.ir.tls.as_deref().map(|tls| format!("; TLS: {}", describe::upstream_tls(tls)));
+    let tls = tls.unwrap_or_default();
+    format!("{usable} of {} endpoints usable; {balance}{tls}", pool.endpoints.len())
 }
 
 fn split_text(rule: &CompiledRule, why: Option<Why>) -> String {

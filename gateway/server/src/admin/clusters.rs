@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use fieldgate_core::balance::{CompiledEndpoint, CompiledPool};
 
 use super::pools::Pools;
+use crate::describe;
 
 /// All pools.
 pub(super) fn text(pools: &Pools) -> String {
@@ -31,6 +32,9 @@ fn limits(out: &mut String, cluster: &str, pool: &CompiledPool) {
         ("max_retries", limits.max_retries),
     ] {
         let _ = writeln!(out, "{cluster}::default_priority::{name}::{value}");
+    }
+    if let Some(tls) = &pool.ir.tls {
+        let _ = writeln!(out, "{cluster}::tls::{}", describe::upstream_tls(tls));
     }
     if let Some(outlier) = &pool.ir.outlier {
         let factor = f64::from(outlier.success_rate_stdev_factor) / 1000.0;

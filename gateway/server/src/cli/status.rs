@@ -167,17 +167,19 @@ pub(super) fn pool_rows(pools: &Value) -> Vec<Vec<String>> {
     let all: Vec<_> = list(pools).flat_map(|pool| list(&pool["endpoints"])).collect();
     let several = all.iter().any(|e| e["priority"].as_u64().unwrap_or(0) > 0);
     let placed = all.iter().any(|e| !string(&e["locality"]).is_empty());
+    let secured = list(pools).any(|pool| tls(pool, &Value::Null) != "plain")
+        || list(pools).any(|pool| list(&pool["endpoints"]).any(|e| tls(pool, e) != "plain"));
     let mut rows = Vec::new();
-    let mut push = |cells: [&str; 7]| {
-        let shown = [true, true, true, several, placed, true, true];
+    let mut push = |cells: [&str; 8]| {
+        let shown = [true, true, true, secured, several, placed, true, true];
         rows.push(
             cells.iter().zip(shown).filter(|(_, is)| *is).map(|(cell, _)| (*cell).to_owned()).collect(),
         );
     };
-    push(["POOL", "ENDPOINT", "STATE", "PRIORITY", "LOCALITY", "IN FLIGHT", "IDLE"]);
+    push(["POOL", "ENDPOINT", "STATE", "TLS", "PRIORITY", "LOCALITY", "IN FLIGHT", "IDLE"]);
     for pool in list(pools) {
         if list(&pool["endpoints"]).next().is_none() {
-            push([string(&pool["pool"]), "(none)", "", "", "", "", ""]);
+            push([string(&pool["pool"]), "(none)", "", "", "", "", "", ""]);
         }
         for (index, e) in list(&pool["endpoints"]).enumerate() {
             let name = if index == 0 { string(&pool["pool"]) } else { "" };
@@ -186,6 +188,7 @@ pub(super) fn pool_rows(pools: &Value) -> Vec<Vec<String>> {
                 name,
                 string(&e["address"]),
                 &state(e),
+                tls(pool, e),
                 &number("priority"),
                 // Often only the zone is known.
                 string(&e["locality"]).trim_start_matches('/'),
@@ -195,6 +198,17 @@ pub(super) fn pool_rows(pools: &Value) -> Vec<Vec<String>> {
         }
     }
     rows
+}
+
+/// How an endpoint is connected to.
+fn tls(pool: &Value, endpoint: &Value) -> &'static str {
+    let said = if endpoint["tls"].is_null() { &pool["tls"] } else { &endpoint["tls"] };
+    match string(said) {
+        "" | "plain" => "plain",
+        said if said.contains("closed: nobody is believed") => "closed",
+        said if said.contains(", any certificate") => "TLS, unverified",
+        _ => "TLS",
+    }
 }
 
 /// `ejected for 12 s`, `draining, safe to remove`.

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use fieldgate_core::ir::{
-    DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, Localities, Outlier, Pool, PoolLimits, Spread,
+    DnsName, Endpoint, Endpoints, HealthCheck, HealthKind, Localities, Outlier, Pool, PoolLimits, PoolTls,
+    Spread,
 };
 use serde_json::{Value, json};
 
@@ -24,6 +25,7 @@ pub(super) fn pool(pool: &Pool) -> Value {
         "protocol": format!("{:?}", pool.protocol),
         "balance": describe::balance(&pool.balance),
         "spread": spread(&pool.spread),
+        "tls": pool.tls.as_deref().map(tls),
         "health_check": pool.health.as_deref().map(health),
         "outlier_detection": pool.outlier.as_deref().map(outlier),
         "limits": limits(&pool.limits),
@@ -54,6 +56,16 @@ fn attributes(endpoint: &Endpoint) -> Value {
         "degraded": endpoint.degraded,
         "workload": endpoint.workload.as_deref(),
         "hash_key": endpoint.hash_key.as_deref(),
+        "tls": describe::endpoint_tls(&endpoint.tls),
+    })
+}
+
+/// Never a key: where certificates come from, not what they are.
+fn tls(tls: &PoolTls) -> Value {
+    json!({
+        "by": &*tls.origin,
+        "what": describe::upstream_tls(tls),
+        "alpn": tls.alpn.iter().map(|name| &**name).collect::<Vec<_>>(),
     })
 }
 
