@@ -29,6 +29,7 @@ use fieldgate_config::diagnostic::Severity;
 use fieldgate_config::status::ObjectStatus;
 use fieldgate_config::translate::TrustDomains;
 use fieldgate_config::{Configuration, Diagnostic, FileChange, Outcome};
+use fieldgate_config::{Configuration, Diagnostic, Outcome, Workload};
 use fieldgate_core::Snapshot;
 use fieldgate_core::ir::{Config, Locality, ObjectKey, Touched};
 use fieldgate_core::snapshot::Rejection;
@@ -82,6 +83,8 @@ pub struct Inheritance {
 pub enum Event {
     /// Files changed.
     Source(Update),
+    /// What the gateway is known by in its mesh is another.
+    Workload(Workload),
     /// A name resolves to other addresses.
     Resolved(Resolved),
     /// The first fetch of a set of keys is over.
@@ -368,6 +371,7 @@ impl Control {
     fn on_event(&mut self, event: Event) {
         match event {
             Event::Source(update) => self.on_update(update),
+            Event::Workload(workload) => self.on_workload(workload),
             Event::Resolved(resolved) => {
                 self.dns.answer(resolved);
                 self.settle();
@@ -420,6 +424,17 @@ impl Control {
             "errors": errors,
         });
         self.audit.record("reload", &Who::Files, about, &audit::Outcome::Done);
+    }
+
+    fn on_workload(&mut self, workload: Workload) {
+        tracing::info!("the gateway has a certificate of its workload");
+        self.configuration.set_workload(Some(workload));
+        // Before the first configuration there is nothing to translate anew, and nothing to publish.
+        if self.generation > 0 {
+            let outcome = self.configuration.apply(Vec::new());
+            self.take_over(outcome);
+            self.settle();
+        }
     }
 
     fn take_over(&mut self, outcome: Outcome) {

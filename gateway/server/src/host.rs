@@ -40,6 +40,7 @@ use crate::source::{Source, Watcher};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog};
 use crate::worker::{self, WorkerHandle};
+use crate::workload;
 use handover::{Takeover, UpgradeSocket};
 use pid_file::PidFile;
 
@@ -65,6 +66,8 @@ pub struct RunOptions {
     pub locality: Option<Locality>,
     /// What the trust domain is called that it belongs to.
     pub trust_domains: TrustDomains,
+    /// Where the gateway's certificate in its mesh is.
+    pub workload_certificate: Option<PathBuf>,
     /// How long requests in flight may take to finish at the end.
     pub drain_time: Duration,
     /// Holds the process id while the process serves.
@@ -95,6 +98,7 @@ impl Default for RunOptions {
             workers: None,
             locality: None,
             trust_domains: TrustDomains::default(),
+            workload_certificate: None,
             drain_time: Duration::from_secs(30),
             pid_file: None,
             upgrade: false,
@@ -330,6 +334,7 @@ impl Start {
             admin_socket::serve(&options, inherited_admin, Arc::clone(&state)).await?;
         // Nothing is served before the admin address is had: a process that ends for want of it must not have taken a
         // connection from the one before.
+        follow_workload(&options, &control).await?;
         control.send(Event::Source(first));
         tokio::spawn(watch_control(tokio::spawn(task.run(events)), Arc::clone(&state)));
         let _watcher = watch_source(source, &control)?;
@@ -432,6 +437,27 @@ fn key_sets(control: &ControlHandle) -> KeySets {
 fn resolver(control: &ControlHandle) -> Resolver {
     let control = control.clone();
     Resolver::system(move |resolved| control.send(Event::Resolved(resolved)))
+}
+
+/// Sends the workload's certificate before any configuration that may need it, and again as it is replaced.
+async fn follow_workload(options: &RunOptions, control: &ControlHandle) -> Result<(), String> {
+    let Some(directory) = workload::directory(options.workload_certificate.clone()) else { return Ok(()) };
+    let path = directory.clone();
+    let read = tokio::task::spawn_blocking(move || workload::read(&path)).await;
+    let known = match read.map_err(|error| error.to_string())? {
+        Ok(workload) => Some(workload),
+        Err(why) => {
+            tracing::warn!("{why}; until it is there no connection is made for which it is needed");
+            None
+        }
+    };
+    if let Some(workload) = known.clone() {
+        control.send(Event::Workload(workload));
+    }
+    let control = control.clone();
+    let tell = move |workload| control.send(Event::Workload(workload));
+    tokio::spawn(workload::follow(directory, known, tell));
+    Ok(())
 }
 
 fn watch_source(source: Source, control: &ControlHandle) -> Result<Watcher, String> {

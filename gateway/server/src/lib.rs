@@ -22,3 +22,4 @@ pub mod source;
 pub mod telemetry;
 pub mod upstream_tls;
 pub mod worker;
+pub mod workload;

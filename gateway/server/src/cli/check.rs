@@ -18,6 +18,7 @@ use super::trust_domain::TrustDomainArgs;
 use super::{locality, table};
 use crate::control::TlsConfigs;
 use crate::source::Source;
+use crate::workload;
 
 /// Say everything that is wrong with a configuration, without serving it.
 #[derive(Args)]
@@ -36,6 +37,9 @@ pub(super) struct Check {
     locality: Option<Locality>,
     #[command(flatten)]
     trust_domain: TrustDomainArgs,
+    /// The gateway's certificate in its mesh, as `fieldgate run` has it.
+    #[arg(long, value_name = "DIR", env = "FIELDGATE_WORKLOAD_CERTIFICATE")]
+    workload_certificate: Option<PathBuf>,
     /// How the result is written.
     #[arg(long, value_name = "FORM", value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -67,6 +71,18 @@ impl Checked {
     ) -> Result<Self, String> {
         let (_, update) = Source::open(paths)?;
         let mut configuration = Configuration::of_gateway_at(locality).in_trust_domains(trust_domains);
+    /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there and has its certificate in its
+    /// mesh in a directory.
+    pub(super) fn read(
+        paths: &[PathBuf],
+        locality: Option<Locality>,
+        workload: Option<PathBuf>,
+    ) -> Result<Self, String> {
+        let (_, update) = Source::open(paths)?;
+        let mut configuration = Configuration::of_gateway_at(locality);
+        if let Some(directory) = workload::directory(workload) {
+            configuration.set_workload(Some(workload::read(&directory)?));
+        }
         let outcome = configuration.apply(update.changes);
         let mut diagnostics = update.diagnostics;
         diagnostics.extend(outcome.diagnostics);
@@ -137,6 +153,7 @@ impl Checked {
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
         let checked = Checked::read(&self.paths, self.locality, self.trust_domain.names())?;
+        let checked = Checked::read(&self.paths, self.locality, self.workload_certificate)?;
         match self.output {
             Output::Text => print!("{}", checked.text()),
             Output::Json => println!("{:#}", checked.json()),
@@ -225,6 +242,7 @@ Gateway a/edge        Accepted
         std::fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: Nope\nmetadata: {name: x}\n")
             .unwrap();
         let checked = Checked::read(&[dir.path().to_owned()], None, TrustDomains::default()).unwrap();
+        let checked = Checked::read(&[dir.path().to_owned()], None, None).unwrap();
         let text = checked.text();
         assert!(text.contains("a.yaml:2:"), "{text}");
         assert!(text.contains("Nope"), "{text}");

@@ -62,6 +62,7 @@ impl Explain {
             self.ask()?
         } else {
             let checked = Checked::read(&self.config, None, self.trust_domain.names())?;
+            let checked = Checked::read(&self.config, None, None)?;
             if checked.errors() > 0 {
                 eprintln!("note: the configuration has errors; `fieldgate check` shows them");
             }

@@ -45,6 +45,10 @@ pub(super) struct Run {
     locality: Option<Locality>,
     #[command(flatten)]
     trust_domain: TrustDomainArgs,
+    /// The gateway's certificate in its mesh: cert-chain.pem, key.pem and root-cert.pem (or ca.pem). Istio's
+    /// /var/run/secrets/workload-spiffe-credentials is used where it is there.
+    #[arg(long, value_name = "DIR", env = "FIELDGATE_WORKLOAD_CERTIFICATE")]
+    workload_certificate: Option<PathBuf>,
     /// Where requests are logged: a file, `-` for standard output, or `off`.
     #[arg(long, value_name = "PATH", default_value = "off")]
     access_log: String,
@@ -107,6 +111,7 @@ impl Run {
             workers: self.workers.map(usize::from),
             locality: self.locality,
             trust_domains: self.trust_domain.names(),
+            workload_certificate: self.workload_certificate,
             drain_time: self.drain_time,
             pid_file: self.pid_file,
             upgrade: self.upgrade,
@@ -198,6 +203,7 @@ mod tests {
             "--admin=off",
             "--workers=2",
             "--locality=eu-west-1/eu-west-1a",
+            "--workload-certificate=w",
             "--access-log=-",
             "--access-log-format=json",
             "--drain-time=5s",
@@ -223,6 +229,7 @@ mod tests {
         assert_eq!(options.limits, limits);
         assert_eq!((options.admin, options.workers, options.upgrade), (None, Some(2), true));
         assert_eq!(options.locality, Some(Locality::parse("eu-west-1/eu-west-1a")));
+        assert_eq!(options.workload_certificate, Some(PathBuf::from("w")));
         let log = access_log::Options { target: Target::Stdout, format: Format::Json };
         assert_eq!(options.access_log, Some(log));
     }
