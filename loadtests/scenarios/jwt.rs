@@ -42,7 +42,7 @@ pub fn run(context: &Context) -> Outcome {
     let plan = Plan { rate: Some(500.0), path: "/".to_owned(), ..Plan::new(edge) };
     let token = a.token(&json!({}));
     let headers = vec![("authorization".to_owned(), format!("Bearer {token}"))];
-    let load = Plan { headers, duration: Some(Duration::from_secs(600)), ..plan }.start()?;
+    let load = Plan { headers, duration: Some(Duration::from_mins(10)), ..plan }.start()?;
     for (name, mode) in [("down", Mode::Down), ("slow", Mode::Slow), ("garbage", Mode::Garbage)] {
         issuer.be(mode)?;
         let before = failures(&gateway)?;
@@ -202,7 +202,7 @@ fn shown(gateway: &Gateway) -> Result<(), String> {
         format!("metrics: keys {keys}, age {age}, unknown keys {refused}, known tokens {known}")
     })?;
     let objects = http::get_json(gateway.admin, "/api/v1/objects")?.to_string();
-    ensure(objects.contains("KeysFetched"), || format!("/api/v1/objects: {objects}"))
+    ensure(objects.contains("KeysReady"), || format!("/api/v1/objects: {objects}"))
 }
 
 fn failures(gateway: &Gateway) -> Result<f64, String> {
@@ -218,7 +218,7 @@ fn status(edge: SocketAddr, token: &str) -> Result<u16, String> {
 }
 
 fn ask(edge: SocketAddr, method: &str, target: &str, fields: &[&str]) -> Result<Response, String> {
-    let fields: String = fields.iter().map(|field| format!("{field}\r\n")).collect();
+    let fields = fields.iter().fold(String::new(), |all, field| all + field + "\r\n");
     let request = format!("{method} {target} HTTP/1.1\r\nhost: {edge}\r\nconnection: close\r\n{fields}\r\n");
     let mut bytes = Vec::new();
     let exchange = http::connect(edge).and_then(|mut stream| {

@@ -106,7 +106,14 @@ impl KeySets {
     /// Where the keys are that somebody is configured with. Those of a set that no configuration named are never there.
     pub fn source(&self, jwks: &Jwks) -> Arc<KeySource> {
         match jwks {
-            Jwks::Inline(document) => Arc::new(KeySource::inline(document)),
+            Jwks::Inline(document) => {
+                let source = KeySource::inline(document);
+                // An empty text stands for keys whose problem is on record already.
+                if let Some(problem) = source.problem().filter(|_| !document.is_empty()) {
+                    tracing::warn!(%problem, "keys that are written out cannot be used; tokens of their issuer are refused");
+                }
+                Arc::new(source)
+            }
             Jwks::Remote(remote) => match self.watched.load().get(remote) {
                 Some(watch) => Arc::clone(&watch.source),
                 None => Arc::new(KeySource::fetched(|| ())),

@@ -13,8 +13,8 @@ use super::keys::{BadKeySet, KeySet};
 /// A cell that always has the newest keys, once there are any. Workers only read it.
 pub struct KeySource {
     keys: ArcSwapOption<KeySet>,
-    /// Whether there will never be any: the document that is configured has none.
-    broken: bool,
+    /// Why there will never be any.
+    problem: Option<BadKeySet>,
     wanted: AtomicBool,
     wake: Option<Box<dyn Fn() + Send + Sync>>,
 }
@@ -27,15 +27,17 @@ impl KeySource {
     /// [`KeySource::take_wish`], when a token names a key that is not there.
     pub fn fetched(wake: impl Fn() + Send + Sync + 'static) -> Self {
         let wake: Box<dyn Fn() + Send + Sync> = Box::new(wake);
-        Self { keys: ArcSwapOption::empty(), broken: false, wanted: AtomicBool::new(false), wake: Some(wake) }
+        Self { keys: ArcSwapOption::empty(), problem: None, wanted: AtomicBool::new(false), wake: Some(wake) }
     }
 
     /// Keys that are written in the configuration.
     pub fn inline(document: &str) -> Self {
-        let keys: Result<KeySet, BadKeySet> = KeySet::parse(document.as_bytes());
-        let broken = keys.is_err();
-        let keys = ArcSwapOption::from(keys.ok().map(Arc::new));
-        Self { keys, broken, wanted: AtomicBool::new(false), wake: None }
+        let (keys, problem) = match KeySet::parse(document.as_bytes()) {
+            Ok(keys) => (Some(Arc::new(keys)), None),
+            Err(problem) => (None, Some(problem)),
+        };
+        let keys = ArcSwapOption::from(keys);
+        Self { keys, problem, wanted: AtomicBool::new(false), wake: None }
     }
 
     /// The keys there are now.
@@ -58,9 +60,14 @@ impl KeySource {
         self.keys.load()
     }
 
+    /// Why there will never be keys.
+    pub fn problem(&self) -> Option<&BadKeySet> {
+        self.problem.as_ref()
+    }
+
     /// What is said of a token while there are no keys.
     pub fn refusal(&self) -> Refusal {
-        if self.broken { Refusal::NoValidKeys } else { Refusal::NoKeys }
+        if self.problem.is_some() { Refusal::NoValidKeys } else { Refusal::NoKeys }
     }
 
     /// Says that a token names a key that is not there. A stranger can make this happen at any rate, so that it must cost

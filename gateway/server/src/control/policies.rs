@@ -6,11 +6,13 @@ use std::sync::Arc;
 use fieldgate_config::status::Condition;
 use fieldgate_core::Snapshot;
 use fieldgate_core::guard::Guard;
-use fieldgate_core::ir::{Authentication, Config, GuardKind, GuardRef, Jwks, ListenerKey, ObjectKey, Policy};
+use fieldgate_core::ir::{
+    Authentication, Config, GuardKind, GuardRef, Jwks, JwtRule, ListenerKey, ObjectKey, Policy,
+};
 use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_plugins::authz::Authorizer;
 use fieldgate_plugins::guards;
-use fieldgate_plugins::jwt::{Authenticator, KeySources};
+use fieldgate_plugins::jwt::{Authenticator, KeySet, KeySources};
 use rustc_hash::FxHashMap;
 
 use crate::jwks::KeySetsView;
@@ -121,30 +123,35 @@ fn steps(
     steps
 }
 
-/// Of each object that takes tokens with fetched keys, whether the keys are there and new.
+/// Of each object that takes tokens, whether the keys for it are there and new.
 pub fn key_conditions(config: &Config, keys: &KeySetsView) -> Vec<(ObjectKey, Condition)> {
     let condition = |one: &Arc<Authentication>| {
-        let remotes = one.rules.iter().filter_map(|rule| match &rule.keys {
-            Jwks::Remote(remote) => keys.get(remote),
-            Jwks::Inline(_) => None,
-        });
-        let watched: Vec<_> = remotes.collect();
-        let failed = watched.iter().find_map(|watch| {
+        let problem = one.rules.iter().find_map(|rule| key_problem(rule, keys));
+        let (status, reason, message) = match problem {
+            Some((reason, message)) => (false, reason, message),
+            None => (true, "Ready", String::new()),
+        };
+        (one.key.clone(), Condition { part: String::new(), kind: "KeysReady", status, reason, message })
+    };
+    config.authentications.values().map(condition).collect()
+}
+
+/// Reason and message.
+fn key_problem(rule: &JwtRule, keys: &KeySetsView) -> Option<(&'static str, String)> {
+    const REFUSED: &str = "tokens of this issuer are refused";
+    match &rule.keys {
+        Jwks::Inline(document) => {
+            let problem = KeySet::parse(document.as_bytes()).err()?;
+            Some(("NoKeys", format!("the keys of {} cannot be used: {problem}; {REFUSED}", rule.issuer)))
+        }
+        Jwks::Remote(remote) => {
+            let watch = keys.get(remote)?;
             let failure = watch.state().failure?;
-            let kept = watch.source.current().is_some();
-            let (reason, then) = if kept {
-                ("FetchFailed", "those fetched before stay good")
-            } else {
-                ("NoKeys", "tokens of this issuer are refused")
+            let (reason, then) = match watch.source.current() {
+                Some(_) => ("FetchFailed", "those fetched before stay good"),
+                None => ("NoKeys", REFUSED),
             };
             Some((reason, format!("{} cannot be fetched: {failure}; {then}", watch.shown_uri())))
-        });
-        let (status, reason, message) = match failed {
-            Some((reason, message)) => (false, reason, message),
-            None => (true, "Fetched", String::new()),
-        };
-        let condition = Condition { part: String::new(), kind: "KeysFetched", status, reason, message };
-        (!watched.is_empty()).then(|| (one.key.clone(), condition))
-    };
-    config.authentications.values().filter_map(condition).collect()
+        }
+    }
 }

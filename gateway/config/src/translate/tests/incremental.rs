@@ -56,6 +56,7 @@ fn versions() -> Vec<Vec<String>> {
         format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: team, labels: {{{labels}}}}}\n")
     };
     let policy = |spec: &str| object("security.istio.io/v1", "AuthorizationPolicy", "p", spec);
+    let tokens = |spec: &str| object("security.istio.io/v1", "RequestAuthentication", "t", spec);
     let entry = |name: &str, spec: &str| {
         object(
             "networking.istio.io/v1",
@@ -159,6 +160,11 @@ fn versions() -> Vec<Vec<String>> {
             policy(
                 "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edgy}], rules: [{}]",
             ),
+        ],
+        vec![
+            tokens("jwtRules: [{issuer: 'https://issuer.example'}]"),
+            tokens("selector: {matchLabels: {tier: front}}, jwtRules: [{issuer: me}]"),
+            tokens("targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edgy}]"),
         ],
         vec![
             traffic("}, retry: {attempts: 3}"),
