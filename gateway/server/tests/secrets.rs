@@ -77,6 +77,24 @@ fn no_secret_is_told() {
     write("no-yaml.yaml", &format!("{head}data: {{tls.key: {}\n", mark("noyaml")));
     write("tab.yaml", &format!("{head}data:\n\ttls.key: {}\n", mark("tab")));
     write("unknown.yaml", &format!("{head}dta: {{tls.key: {}}}\n", mark("field")));
+    // A symmetric key is one that signs, too.
+    let rule = |name: &str, keys: String| {
+        format!(
+            "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {{name: {name}}}\n\
+             spec: {{jwtRules: [{{issuer: {name}, jwks: '{keys}'}}]}}\n"
+        )
+    };
+    write(
+        "jwt.yaml",
+        &rule(
+            "jwt",
+            format!("{{\"keys\":[{{\"kty\":\"oct\",\"k\":\"{}\"}}]}}", base64(mark("jwk").as_bytes())),
+        ),
+    );
+    write(
+        "bad-jwt.yaml",
+        &rule("badjwt", format!("{{\"keys\":[{{\"kty\":\"oct\",\"k\":\"{}", mark("badjwk"))),
+    );
     let gateway = Gateway::start(&config, directory.path());
     gateway.until("/api/v1/status", "no-yaml.yaml");
     let put = format!("{head}data: {{tls.key: '{}!'}}\n", mark("put"));

@@ -26,7 +26,7 @@ const MAX_LINKS: usize = 1000;
 const MAX_ENTRIES: usize = 200_000;
 
 /// What names, certificates and limits are read from. What is not there is passed over.
-const SYSTEM: [&str; 17] = [
+const SYSTEM: [&str; 22] = [
     "/etc/resolv.conf",
     "/etc/hosts",
     "/etc/host.conf",
@@ -34,9 +34,14 @@ const SYSTEM: [&str; 17] = [
     "/etc/nsswitch.conf",
     "/etc/localtime",
     "/etc/ssl",
+    "/etc/openssl",
+    "/etc/certs",
     "/etc/pki",
     "/etc/ca-certificates",
     "/usr/share/ca-certificates",
+    "/usr/local/share/ca-certificates",
+    "/usr/lib/ssl",
+    "/var/lib/ca-certificates",
     "/proc/self",
     "/proc/sys/vm",
     "/sys/fs/cgroup",
@@ -83,6 +88,13 @@ impl Places {
             add(path.into(), READ);
         }
         add("/dev/null".into(), AccessFs::WriteFile.into());
+        // Where the roots of the system are, if somebody says so.
+        for variable in ["SSL_CERT_FILE", "SSL_CERT_DIR"] {
+            let named = std::env::var_os(variable).unwrap_or_default();
+            for path in std::env::split_paths(&named).filter(|path| path.is_absolute()) {
+                add(path, READ);
+            }
+        }
         // For the names in a panic's backtrace.
         if let Ok(program) = std::env::current_exe() {
             add(program, AccessFs::ReadFile.into());
