@@ -63,23 +63,16 @@ pub(super) struct Checked {
 }
 
 impl Checked {
-    /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there.
+    /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there, whose trust domain has these names
+    /// and which has its certificate in its mesh in a directory.
     pub(super) fn read(
         paths: &[PathBuf],
         locality: Option<Locality>,
         trust_domains: TrustDomains,
-    ) -> Result<Self, String> {
-        let (_, update) = Source::open(paths)?;
-        let mut configuration = Configuration::of_gateway_at(locality).in_trust_domains(trust_domains);
-    /// Reads and compiles what is at `paths`, as `run` does for a gateway that stands there and has its certificate in its
-    /// mesh in a directory.
-    pub(super) fn read(
-        paths: &[PathBuf],
-        locality: Option<Locality>,
         workload: Option<PathBuf>,
     ) -> Result<Self, String> {
         let (_, update) = Source::open(paths)?;
-        let mut configuration = Configuration::of_gateway_at(locality);
+        let mut configuration = Configuration::of_gateway_at(locality).in_trust_domains(trust_domains);
         if let Some(directory) = workload::directory(workload) {
             configuration.set_workload(Some(workload::read(&directory)?));
         }
@@ -152,8 +145,8 @@ impl Checked {
 
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, String> {
-        let checked = Checked::read(&self.paths, self.locality, self.trust_domain.names())?;
-        let checked = Checked::read(&self.paths, self.locality, self.workload_certificate)?;
+        let names = self.trust_domain.names();
+        let checked = Checked::read(&self.paths, self.locality, names, self.workload_certificate)?;
         match self.output {
             Output::Text => print!("{}", checked.text()),
             Output::Json => println!("{:#}", checked.json()),
@@ -241,8 +234,7 @@ Gateway a/edge        Accepted
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a.yaml"), "apiVersion: v1\nkind: Nope\nmetadata: {name: x}\n")
             .unwrap();
-        let checked = Checked::read(&[dir.path().to_owned()], None, TrustDomains::default()).unwrap();
-        let checked = Checked::read(&[dir.path().to_owned()], None, None).unwrap();
+        let checked = Checked::read(&[dir.path().to_owned()], None, TrustDomains::default(), None).unwrap();
         let text = checked.text();
         assert!(text.contains("a.yaml:2:"), "{text}");
         assert!(text.contains("Nope"), "{text}");

@@ -61,8 +61,7 @@ impl Explain {
         let answer = if self.config.is_empty() {
             self.ask()?
         } else {
-            let checked = Checked::read(&self.config, None, self.trust_domain.names())?;
-            let checked = Checked::read(&self.config, None, None)?;
+            let checked = Checked::read(&self.config, None, self.trust_domain.names(), None)?;
             if checked.errors() > 0 {
                 eprintln!("note: the configuration has errors; `fieldgate check` shows them");
             }

@@ -6,6 +6,7 @@ use super::RunOptions;
 use crate::admin::TlsFiles;
 use crate::control::ApiWrite;
 use crate::telemetry::access_log;
+use crate::workload;
 use crate::{audit, hardening};
 
 /// Raises the soft limit to the hard one. The soft one is commonly 1,024, for programs that use `select`, and a gateway
@@ -33,12 +34,13 @@ pub(super) fn places(options: &RunOptions) -> hardening::Places {
         audit::Target::File(path) => Some(path.clone()),
         audit::Target::Stdout => None,
     });
+    let admin_tls = options.admin_access.tls.iter().flat_map(TlsFiles::paths).cloned();
     hardening::Places {
         config: options.config.clone(),
         config_is_written: options.api_write != ApiWrite::Off,
         logs: access_log.chain(audit_log).collect(),
         replaced: [&options.pid_file, &options.upgrade_socket].into_iter().flatten().cloned().collect(),
-        read: options.admin_access.tls.iter().flat_map(TlsFiles::paths).cloned().collect(),
+        read: admin_tls.chain(workload::directory(options.workload_certificate.clone())).collect(),
     }
 }
 
