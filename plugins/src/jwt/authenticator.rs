@@ -8,6 +8,8 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{Authentication, JwtRule, TokenPlace};
 use fieldgate_core::{HeaderId, Method, RequestHead};
@@ -134,6 +136,7 @@ impl Authenticator {
                 places::strip(head, &self.places[found.place].at);
             }
         }
+        found.dedup_by(|a, b| a.rule == b.rule && Arc::ptr_eq(&a.verified, &b.verified));
         for found in found {
             self.tell_upstream(&found, head);
             metadata.tokens.push(Arc::clone(&found.verified.claims.token));
@@ -237,16 +240,18 @@ fn is_preflight(head: &RequestHead) -> bool {
         && some(head.headers.get("access-control-request-method"))
 }
 
-/// A claim as a header's value: text, numbers and booleans as they are, lists of them joined by commas. Other claims have
-/// no such form.
+/// A claim as a header's value: text, numbers and booleans as they are, lists of them joined by commas, what has no such
+/// form as base64 of its JSON, like Envoy (which writes all lists so).
 fn header_value(claim: &Value) -> Option<String> {
-    match claim {
+    let plain = match claim {
+        Value::Null => return None,
         Value::Array(list) => {
             let parts: Option<Vec<String>> = list.iter().map(scalar).collect();
             parts.map(|parts| parts.join(","))
         }
         value => scalar(value),
-    }
+    };
+    plain.or_else(|| Some(STANDARD.encode(claim.to_string())))
 }
 
 fn scalar(value: &Value) -> Option<String> {

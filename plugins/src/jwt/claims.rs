@@ -25,9 +25,12 @@ impl Claims {
         let subject = text(&claims, "sub", Refusal::SubjectNotString)?;
         text(&claims, "jti", Refusal::IdNotString)?;
         let audiences = audiences(&claims)?;
-        let exp = seconds(&claims, "exp", f64::floor, Refusal::ExpiryBad)?;
-        let nbf = seconds(&claims, "nbf", f64::ceil, Refusal::NotBeforeBad)?;
-        let iat = seconds(&claims, "iat", f64::floor, Refusal::IssuedBad)?;
+        let exp =
+            seconds(&claims, "exp", f64::floor, [Refusal::ExpiryNotInteger, Refusal::ExpiryOutOfRange])?;
+        let nbf =
+            seconds(&claims, "nbf", f64::ceil, [Refusal::NotBeforeNotInteger, Refusal::NotBeforeOutOfRange])?;
+        let iat =
+            seconds(&claims, "iat", f64::floor, [Refusal::IssuedNotInteger, Refusal::IssuedOutOfRange])?;
         let both = !issuer.is_empty() && !subject.is_empty();
         let principal = if both { format!("{issuer}/{subject}") } else { String::new() };
         let token = Arc::new(Token { issuer, subject, principal, audiences, claims });
@@ -94,13 +97,13 @@ fn seconds(
     claims: &Map<String, Value>,
     name: &str,
     round: fn(f64) -> f64,
-    refusal: Refusal,
+    [no_number, out_of_range]: [Refusal; 2],
 ) -> Result<Option<u64>, Refusal> {
     const TOO_MANY: f64 = 9_223_372_036_854_775_808.0;
     let Some(value) = claims.get(name) else { return Ok(None) };
     if let Some(whole) = value.as_u64() {
         return Ok(Some(whole));
     }
-    let seconds = value.as_f64().map(round).filter(|seconds| (0.0..TOO_MANY).contains(seconds));
-    seconds.map(|seconds| Some(seconds as u64)).ok_or(refusal)
+    let seconds = round(value.as_f64().ok_or(no_number)?);
+    if (0.0..TOO_MANY).contains(&seconds) { Ok(Some(seconds as u64)) } else { Err(out_of_range) }
 }

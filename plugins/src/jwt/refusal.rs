@@ -21,9 +21,12 @@ pub enum Refusal {
     SubjectNotString,
     AudienceNotString,
     IdNotString,
-    ExpiryBad,
-    NotBeforeBad,
-    IssuedBad,
+    ExpiryNotInteger,
+    ExpiryOutOfRange,
+    NotBeforeNotInteger,
+    NotBeforeOutOfRange,
+    IssuedNotInteger,
+    IssuedOutOfRange,
     SignatureBadBase64,
     UnknownIssuer,
     NotYetValid,
@@ -38,7 +41,7 @@ pub enum Refusal {
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 32] = [
         Self::Missing,
         Self::TooLong,
         Self::NotThreeParts,
@@ -55,9 +58,12 @@ impl Refusal {
         Self::SubjectNotString,
         Self::AudienceNotString,
         Self::IdNotString,
-        Self::ExpiryBad,
-        Self::NotBeforeBad,
-        Self::IssuedBad,
+        Self::ExpiryNotInteger,
+        Self::ExpiryOutOfRange,
+        Self::NotBeforeNotInteger,
+        Self::NotBeforeOutOfRange,
+        Self::IssuedNotInteger,
+        Self::IssuedOutOfRange,
         Self::SignatureBadBase64,
         Self::UnknownIssuer,
         Self::NotYetValid,
@@ -158,15 +164,27 @@ impl Refusal {
             Self::IdNotString => {
                 texts!("Jwt payload [jti] field is not a string", "Jwt_payload_[jti]_field_is_not_a_string")
             }
-            Self::ExpiryBad => texts!(
+            Self::ExpiryNotInteger => texts!(
+                "Jwt payload [exp] field is not an integer",
+                "Jwt_payload_[exp]_field_is_not_an_integer"
+            ),
+            Self::ExpiryOutOfRange => texts!(
                 "Jwt payload [exp] field is not a positive 64 bit integer",
                 "Jwt_payload_[exp]_field_is_not_a_positive_64_bit_integer"
             ),
-            Self::NotBeforeBad => texts!(
+            Self::NotBeforeNotInteger => texts!(
+                "Jwt payload [nbf] field is not an integer",
+                "Jwt_payload_[nbf]_field_is_not_an_integer"
+            ),
+            Self::NotBeforeOutOfRange => texts!(
                 "Jwt payload [nbf] field is not a positive 64 bit integer",
                 "Jwt_payload_[nbf]_field_is_not_a_positive_64_bit_integer"
             ),
-            Self::IssuedBad => texts!(
+            Self::IssuedNotInteger => texts!(
+                "Jwt payload [iat] field is not an integer",
+                "Jwt_payload_[iat]_field_is_not_an_integer"
+            ),
+            Self::IssuedOutOfRange => texts!(
                 "Jwt payload [iat] field is not a positive 64 bit integer",
                 "Jwt_payload_[iat]_field_is_not_a_positive_64_bit_integer"
             ),

@@ -93,10 +93,15 @@ fn claims_must_hold_now_and_for_us() {
     check(with("exp", 0), Err(Refusal::Expired));
     check(with("exp", (NOW - 60) as f64 - 0.5), Err(Refusal::Expired));
     check(with("exp", u64::MAX), Ok(()));
-    for bad in [json!(-1), json!(1e30), json!("1700000060"), json!(null), json!([1])] {
-        check(with("exp", bad.clone()), Err(Refusal::ExpiryBad));
-        check(with("nbf", bad.clone()), Err(Refusal::NotBeforeBad));
-        check(with("iat", bad), Err(Refusal::IssuedBad));
+    for bad in [json!(-1), json!(1e30), json!(-0.5)] {
+        check(with("exp", bad.clone()), Err(Refusal::ExpiryOutOfRange));
+        check(with("nbf", json!(-1.5)), Err(Refusal::NotBeforeOutOfRange));
+        check(with("iat", bad), Err(Refusal::IssuedOutOfRange));
+    }
+    for bad in [json!("1700000060"), json!(null), json!([1])] {
+        check(with("exp", bad.clone()), Err(Refusal::ExpiryNotInteger));
+        check(with("nbf", bad.clone()), Err(Refusal::NotBeforeNotInteger));
+        check(with("iat", bad), Err(Refusal::IssuedNotInteger));
     }
     for name in ["nbf", "iat"] {
         check(with(name, NOW + 60), Ok(()));
@@ -256,6 +261,14 @@ fn a_request_without_a_token_passes_and_one_with_a_bad_token_does_not() {
     let (who, head) = judge(&authenticator, bearer(&signer.sign(&good()))).unwrap();
     assert_eq!(who, ["https://issuer/me"]);
     assert!(head.headers.is_empty(), "the token is taken off");
+    let twice = signer.sign(&good());
+    let mut head = bearer(&twice);
+    head.set_target(&format!("/?access_token={twice}"));
+    assert_eq!(
+        judge(&authenticator, head).unwrap().0,
+        ["https://issuer/me"],
+        "one token, though in two places"
+    );
     let refused = |head: RequestHead| judge(&authenticator, head).expect_err("a refusal");
     assert_eq!(refused(bearer(&signer.sign(&with("exp", 1)))), Refusal::Expired);
     assert_eq!(refused(bearer(&signer.sign(&with("iss", "https://other")))), Refusal::UnknownIssuer);
@@ -311,8 +324,10 @@ fn claims_become_headers_that_no_client_can_make() {
     let signer = Signer::new("a", 1);
     let mut with_headers = rule("https://issuer", &signer.document());
     let path = |path: &str| path.split('.').map(Arc::from).collect::<Vec<Arc<str>>>();
-    let names =
-        ["sub", "n.deep", "n.list", "n.yes", "n.int", "n.float", "n.whole", "n", "no", "n.bad", "n.none"];
+    let names = [
+        "sub", "n.deep", "n.list", "n.yes", "n.int", "n.float", "n.whole", "n.map", "n.mixed", "no", "n.bad",
+        "n.none",
+    ];
     with_headers.claim_headers =
         names.iter().map(|name| (format!("x-{}", name.replace('.', "-")).into(), path(name))).collect();
     with_headers.payload_header = Some("x-payload".into());
@@ -320,7 +335,7 @@ fn claims_become_headers_that_no_client_can_make() {
     let mut claims = good();
     claims["n"] = json!({
         "deep": "d", "list": ["a", 1, true], "yes": true, "int": 9999, "float": 1.5, "whole": 3.0,
-        "bad": "a\r\nx-evil: 1", "none": ["a", {}],
+        "bad": "a\r\nx-evil: 1", "none": null, "map": {"a": 1}, "mixed": ["a", {}],
     });
     let token = signer.sign(&claims);
     let mut fields: Vec<(String, &str)> =
@@ -344,6 +359,8 @@ fn claims_become_headers_that_no_client_can_make() {
         ("x-n-int", "9999"),
         ("x-n-float", "1.5"),
         ("x-n-whole", "3"),
+        ("x-n-map", "eyJhIjoxfQ=="),
+        ("x-n-mixed", "WyJhIix7fV0="),
     ];
     let got: Vec<(&[u8], &[u8])> = head.headers.iter().map(|(_, name, value)| (name, value)).collect();
     let expected: Vec<(&[u8], &[u8])> =
