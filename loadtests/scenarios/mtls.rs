@@ -275,7 +275,6 @@ fn resumption(context: &Context) -> Result<String, String> {
         let status = second.get().map_err(|error| format!("{version}: not resumed: {error}"))?;
         ensure(status == 200, || format!("{version}: {status}"))?;
         let again = play.told()?;
-        // Which certificate was shown to the client is not known of a session that was resumed.
         ensure(again == told && told.0.contains("URI=spiffe://td.test/ns/shop/sa/web"), || {
             format!("{version}: {told:?}, then {again:?}")
         })?;

@@ -317,6 +317,7 @@ async fn sessions_keep_the_identity_where_the_rules_are_the_same_and_nowhere_els
         for resumed in [false, true] {
             let done = meet(&server(same(), &tickets), &known).await.map_err(|failed| failed.error).unwrap();
             assert_eq!((done.client.len(), done.resumed), (1, resumed));
+            assert!(done.shown.is_some(), "known in a session that was resumed, too");
         }
         for change in &changes {
             let known = client();

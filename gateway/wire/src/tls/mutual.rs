@@ -32,7 +32,7 @@ pub struct Introduced {
     pub client: Vec<CertificateDer<'static>>,
     /// Why what the client showed is not believed, where it may go on all the same.
     pub unbelieved: Option<Refusal>,
-    /// The certificate that it was shown; `None` in a session that was resumed.
+    /// The certificate that it was shown, or would have been if no earlier session had gone on.
     pub shown: Option<Arc<Certificate>>,
     /// Whether an earlier session went on.
     pub resumed: bool,
