@@ -317,3 +317,108 @@ impl Clients {
         client
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use fieldgate_core::ir::{Config, Endpoint, Endpoints, ObjectKey, PemBundle, Pool, PoolKey, Touched};
+
+    use super::*;
+
+    /// TLS by a new authority, or by nobody.
+    pub fn tls(sni: Option<&str>, believing: bool) -> Arc<PoolTls> {
+        let made = rcgen::generate_simple_self_signed(["ca.example".to_owned()]).unwrap();
+        let root =
+            PemBundle { origin: "ConfigMap default/ca".into(), pem: made.cert.pem().into_bytes().into() };
+        let roots = if believing { vec![Arc::new(root)] } else { Vec::new() };
+        Arc::new(PoolTls {
+            origin: "Pool default/p".into(),
+            trust: ServerTrust::Roots { roots, revoked: Vec::new() },
+            sni: sni.map(Into::into),
+            names: Vec::new(),
+            identity: None,
+            alpn: Vec::new(),
+        })
+    }
+
+    /// One pool of these endpoints, after the snapshot before.
+    pub fn snapshot(
+        before: Option<&Snapshot>,
+        tls: Option<&Arc<PoolTls>>,
+        endpoints: &[(u8, EndpointTls)],
+    ) -> Snapshot {
+        let object = ObjectKey { kind: "Pool", namespace: "default".into(), name: "p".into() };
+        let key = PoolKey { object, port: 0 };
+        let endpoint =
+            |(last, tls): &(u8, EndpointTls)| Endpoint { tls: tls.clone(), ..Endpoint::new(address(*last)) };
+        let endpoints = Endpoints::Static(endpoints.iter().map(endpoint).collect());
+        let pool = Pool { tls: tls.cloned(), ..Pool::of(key.clone(), endpoints) };
+        let config = Config { pools: [(key, Arc::new(pool))].into_iter().collect(), ..Config::default() };
+        Snapshot::compile(before, config, &Touched::All, 1)
+    }
+
+    pub fn address(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 443).into()
+    }
+
+    fn client_of(snapshot: &Snapshot, last: u8) -> Option<Arc<Client>> {
+        let pool = snapshot.pools().next().unwrap();
+        pool.transport.get::<PoolClients>()?.of(address(last)).cloned()
+    }
+
+    #[test]
+    fn what_stays_the_same_keeps_its_sessions_and_what_changes_has_none() {
+        let (mut clients, first) = (Clients::default(), tls(Some("a.example"), true));
+        let one = snapshot(None, Some(&first), &[(1, EndpointTls::AsPool)]);
+        clients.reconcile(&one);
+        let client = client_of(&one, 1).unwrap();
+        // Equal, though not the same in memory, and with another endpoint.
+        let again = Arc::new(PoolTls::clone(&first));
+        let two = snapshot(Some(&one), Some(&again), &[(1, EndpointTls::AsPool), (2, EndpointTls::AsPool)]);
+        clients.reconcile(&two);
+        assert!(Arc::ptr_eq(&client, &client_of(&two, 1).unwrap()));
+        assert!(Arc::ptr_eq(&client, &client_of(&two, 2).unwrap()));
+        let other = snapshot(Some(&two), Some(&tls(Some("a.example"), true)), &[(1, EndpointTls::AsPool)]);
+        clients.reconcile(&other);
+        assert!(!Arc::ptr_eq(&client, &client_of(&other, 1).unwrap()));
+        assert_eq!(clients.built.values().flatten().count(), 1, "what nobody uses is forgotten");
+    }
+
+    #[test]
+    fn endpoints_have_their_own_and_what_cannot_be_had_is_closed_and_told() {
+        let (pool, own) = (tls(Some("a.example"), false), tls(Some("b.example"), true));
+        let endpoints = [(1, EndpointTls::AsPool), (2, EndpointTls::Plain), (3, EndpointTls::Own(own))];
+        let (mut clients, now) = (Clients::default(), snapshot(None, Some(&pool), &endpoints));
+        clients.reconcile(&now);
+        let why = client_of(&now, 1).unwrap().configuration(false).unwrap_err().to_owned();
+        assert_eq!(why, "there are no authorities to believe");
+        assert!(client_of(&now, 2).is_none());
+        assert!(client_of(&now, 3).unwrap().configuration(false).is_ok());
+        let told: Vec<_> = clients.findings().collect();
+        let expected = "error: Pool default/p: TLS to endpoints: there are no authorities to believe; no connection is made";
+        assert_eq!(told, [(Severity::Error, expected.to_owned())]);
+    }
+
+    #[test]
+    fn protocols_are_offered_as_the_pool_speaks() {
+        let istio = ["istio-h2", "istio-http/1.1", "istio", "h2", "http/1.1"];
+        let offered = |alpn: &[&str], protocol, http1| {
+            let alpn = alpn.iter().map(|name| Arc::from(*name)).collect();
+            let tls = PoolTls { alpn, ..PoolTls::clone(&tls(None, true)) };
+            let client = Client::new(&tls, protocol).0;
+            let config = client.configuration(http1).map_err(str::to_owned)?;
+            let names = config.alpn_protocols.iter().map(|name| String::from_utf8_lossy(name).into_owned());
+            Ok::<_, String>(names.collect::<Vec<_>>().join(" "))
+        };
+        for (alpn, protocol, http1, expected) in [
+            (&[][..], Protocol::Http1, false, "http/1.1"),
+            (&[], Protocol::Http2, false, "h2"),
+            (&[], Protocol::Auto, false, "h2 http/1.1"),
+            (&[], Protocol::Auto, true, "http/1.1"),
+            (&istio, Protocol::Http1, false, "istio-http/1.1 istio http/1.1"),
+            (&istio, Protocol::Http2, false, "istio-h2 istio h2"),
+        ] {
+            assert_eq!(offered(alpn, protocol, http1).unwrap(), expected);
+        }
+        assert!(offered(&["h2"], Protocol::Http1, false).unwrap_err().contains("ALPN"));
+    }
+}

@@ -103,3 +103,53 @@ impl Secured {
 pub fn failed(address: SocketAddr, kind: io::ErrorKind, why: &str) -> io::Error {
     io::Error::new(kind, format!("TLS_error: {address}: {why}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use fieldgate_core::ir::EndpointTls;
+
+    use super::*;
+    use crate::upstream_tls::Clients;
+    use crate::upstream_tls::tests::{address, snapshot, tls};
+
+    fn request(host: &str) -> RequestHead {
+        RequestHead { authority: host.to_owned(), ..RequestHead::default() }
+    }
+
+    #[test]
+    fn a_kept_connection_serves_its_own_host_only_where_the_host_is_asked_for() {
+        let mut clients = Clients::default();
+        for (sni, kept_for_all) in [(Some("a.example"), true), (None, false)] {
+            let now = snapshot(None, Some(&tls(sni, true)), &[(1, EndpointTls::AsPool)]);
+            clients.reconcile(&now);
+            let pool = now.pools().next().unwrap();
+            let (one, two) = (request("one.example:8080"), request("two.example"));
+            let has = Wanted::of(pool, &one, address(1)).secured();
+            assert!(Wanted::of(pool, &request("ONE.example"), address(1)).is_met_by(&has));
+            assert_eq!(Wanted::of(pool, &two, address(1)).is_met_by(&has), kept_for_all);
+            assert!(
+                !Wanted::of(pool, &one, address(1)).is_met_by(&Secured::default()),
+                "plain is never enough"
+            );
+        }
+    }
+
+    #[test]
+    fn a_connection_from_before_a_change_of_trust_serves_nobody() {
+        let mut clients = Clients::default();
+        let before = snapshot(None, Some(&tls(Some("a.example"), true)), &[(1, EndpointTls::AsPool)]);
+        clients.reconcile(&before);
+        let head = request("a.example");
+        let has = Wanted::of(before.pools().next().unwrap(), &head, address(1)).secured();
+        let after = [
+            snapshot(Some(&before), Some(&tls(Some("a.example"), true)), &[(1, EndpointTls::AsPool)]),
+            snapshot(Some(&before), None, &[(1, EndpointTls::AsPool)]),
+        ];
+        for now in after {
+            clients.reconcile(&now);
+            let pool = now.pools().next().unwrap();
+            assert!(!Wanted::of(pool, &head, address(1)).is_met_by(&has));
+            assert!(!has.is_current(pool, address(1)));
+        }
+    }
+}
