@@ -163,14 +163,20 @@ pub struct Oidc {
     pub logout_path: Arc<str>,
     /// Where a browser goes after that.
     pub after_logout: Arc<str>,
-    /// What cookies are encrypted with: 32 bytes or more.
-    pub cookie_secret: Secret,
+    /// What cookies are encrypted with: the first; those that were encrypted with another are still read. Each has 32
+    /// bytes or more.
+    pub cookie_secrets: Vec<Secret>,
     /// The name of cookies.
     pub cookie_name: Arc<str>,
     /// Their domain; `None` is the host alone.
     pub cookie_domain: Option<Arc<str>>,
     /// How long a session lives without being refreshed.
     pub session: Duration,
+    /// The claim of the ID token that names the user.
+    pub user_claim: Arc<str>,
+    /// Scheme and host under which browsers know us, such as `https://shop.example`, where those of a request are not
+    /// what browsers see; `None` takes those of the request.
+    pub external_url: Option<Arc<str>>,
     /// Whether the access token goes upstream as `Authorization: Bearer`.
     pub forward_access_token: bool,
     /// Paths that need no login.
