@@ -70,6 +70,23 @@ pub enum Verdict {
     Respond(Box<LocalResponse>),
     /// Somebody is asked first.
     Ask(Box<Callout>),
+    /// Something is computed first that takes too long for a worker. Few such things are computed at once, and few wait;
+    /// beyond that it is [`NoAnswer::Unreachable`]. What comes out is [`Answered::body`].
+    Work(Box<Work>),
+}
+
+/// See [`Verdict::Work`].
+pub struct Work {
+    /// What is to be done, on a thread that may take its time.
+    pub job: Box<dyn FnOnce() -> Bytes + Send>,
+    /// Handed back with the answer.
+    pub step: u8,
+}
+
+impl std::fmt::Debug for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Work").field("step", &self.step).finish_non_exhaustive()
+    }
 }
 
 /// A request with what is known about it.

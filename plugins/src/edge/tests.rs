@@ -51,7 +51,7 @@ fn ask(guard: &dyn Guard, head: &mut RequestHead, client: &str, body: Option<u64
         Verdict::Respond(response) => {
             Err((response.status, response.details, response.headers.first().map(|(_, v)| v.clone())))
         }
-        Verdict::Ask(_) => unreachable!("edge rules ask nobody"),
+        other => unreachable!("edge rules ask nobody: {other:?}"),
     }
 }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::fault::FaultDecision;
-use fieldgate_core::guard::{Answered, Callout, Guard, NoAnswer};
+use fieldgate_core::guard::{Answered, Callout, Guard, NoAnswer, Work};
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{Affinity, ListenerKey};
 use fieldgate_core::route::Entry;
@@ -169,7 +169,15 @@ enum Decision<'p> {
     Answer(Answer),
     Forward(Forward<'p>),
     /// Somebody is asked, and then decided again.
-    Ask(Box<Callout>),
+    Ask(Question),
+}
+
+/// What a guard wants to know before it goes on.
+enum Question {
+    /// Of another party.
+    Callout(Box<Callout>),
+    /// Of a computation.
+    Work(Box<Work>),
 }
 
 /// How far the decisions about a request have come. Most requests are decided in one go.
@@ -338,7 +346,7 @@ pub async fn exchange(
             send_copies(worker, &published, request, &mut to);
             tries::forward_request(worker, down, request, to, &mut log, &mut response, deadline).await
         }
-        Decision::Ask(callout) => {
+        Decision::Ask(question) => {
             let asked = ask_first(
                 worker,
                 conn,
@@ -347,7 +355,7 @@ pub async fn exchange(
                 request,
                 &mut log,
                 walk,
-                callout,
+                question,
                 &mut response,
                 deadline,
             );
@@ -370,11 +378,11 @@ async fn ask_first<'p>(
     request: &mut Request,
     log: &mut Log<'p>,
     walk: Walk<'p>,
-    callout: Box<Callout>,
+    question: Question,
     response: &mut ResponseHead,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
-    match ask::ask_around(worker, conn, published, &mut down, request, log, walk, callout, deadline).await {
+    match ask::ask_around(worker, conn, published, &mut down, request, log, walk, question, deadline).await {
         Some(Decision::Answer(answer)) => respond::send_answer(down, request, answer, log, deadline).await,
         Some(Decision::Forward(mut to)) => {
             send_copies(worker, published, request, &mut to);

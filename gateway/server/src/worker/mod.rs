@@ -23,6 +23,7 @@ mod shed;
 mod side;
 mod tunnel;
 mod upstream;
+mod work;
 
 pub(crate) use self::h1::set_target;
 

@@ -15,7 +15,7 @@ use fieldgate_plugins::jwt::{Authenticator, Refusal};
 use fieldgate_wire::h1::BodyKind;
 
 use super::decide::{Stop, of_local};
-use super::{Request, Walk};
+use super::{Question, Request, Walk};
 use crate::published::{ListenerPolicy, Published, Step};
 use crate::telemetry::GuardResult;
 use crate::worker::local::Answer;
@@ -118,8 +118,9 @@ fn consult<'p>(
         }
         Verdict::Ask(callout) => {
             known.asked = callout.client_body.is_none().then(Instant::now);
-            Err(Stop::Ask(callout))
+            Err(Stop::Ask(Question::Callout(callout)))
         }
+        Verdict::Work(work) => Err(Stop::Ask(Question::Work(work))),
         Verdict::Respond(response) => {
             // As Envoy's details of answers that nobody has decided on end.
             let error = response.details.ends_with("_error");

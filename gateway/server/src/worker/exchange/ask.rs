@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use fieldgate_core::guard::{Answered, BodyWish, Callout, NoAnswer};
+use fieldgate_core::guard::{Answered, BodyWish, NoAnswer};
 use fieldgate_core::{HeaderId, Version};
 use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
@@ -14,11 +14,11 @@ use fieldgate_wire::timer::Deadline;
 use super::decide::decide;
 use super::retries::client_error;
 use super::tries::unless_gone;
-use super::{Decision, Log, Request, STREAM_IDLE, Walk};
+use super::{Decision, Log, Question, Request, STREAM_IDLE, Walk};
 use crate::worker::local::Answer;
 use crate::worker::replay::Replay;
 use crate::worker::side::{Piece, Side, SideError};
-use crate::worker::{Connection, Current, Worker, callout};
+use crate::worker::{Connection, Current, Worker, callout, work};
 
 /// Asks what is to be asked, until the request is decided on; nothing if the client goes away meanwhile.
 #[allow(clippy::too_many_arguments)]
@@ -30,7 +30,7 @@ pub(super) async fn ask_around<'p>(
     request: &mut Request,
     log: &mut Log<'p>,
     mut walk: Walk<'p>,
-    mut callout: Box<Callout>,
+    mut question: Question,
     deadline: &Deadline,
 ) -> Option<Decision<'p>> {
     let Some(_under_way) = worker.callouts.enter() else {
@@ -38,10 +38,16 @@ pub(super) async fn ask_around<'p>(
     };
     let mut kept: Option<Rc<Replay>> = None;
     let decision = loop {
-        let step = callout.step;
-        let answer = match callout.client_body {
-            None => unless_gone(down, request, callout::ask(worker, published, *callout)).await?,
-            Some(wish) => {
+        let (step, wish) = match &question {
+            Question::Callout(callout) => (callout.step, callout.client_body),
+            Question::Work(work) => (work.step, None),
+        };
+        let answer = match (question, wish) {
+            (Question::Work(work), _) => unless_gone(down, request, work::done(*work)).await?,
+            (Question::Callout(callout), None) => {
+                unless_gone(down, request, callout::ask(worker, published, *callout)).await?
+            }
+            (_, Some(wish)) => {
                 let kept = kept.get_or_insert_with(|| {
                     Rc::new(Replay::counted(wish.limit, worker.callouts.kept.clone()))
                 });
@@ -60,7 +66,7 @@ pub(super) async fn ask_around<'p>(
         log.failure = no_answer(&answer).or(log.failure.take());
         walk.known.get_or_insert_default().answer = Some((step, answer));
         match decide(worker, conn, published, request, log, &mut walk) {
-            Decision::Ask(next) => callout = next,
+            Decision::Ask(next) => question = next,
             decision => break decision,
         }
     };

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use fieldgate_core::balance::{affinity, request_hash};
 use fieldgate_core::fault::{self, FaultDecision};
-use fieldgate_core::guard::Callout;
 use fieldgate_core::ir::{Fault, Filter};
 use fieldgate_core::retry::grpc_timeout;
 use fieldgate_core::route::Entry;
@@ -15,7 +14,7 @@ use fieldgate_core::snapshot::{CompiledListener, CompiledRule};
 use fieldgate_core::{HeaderId, Method, RequestHead, ResponseHead, filter};
 use fieldgate_plugins::cors;
 
-use super::{Decision, Forward, Log, Rare, Request, STREAM_IDLE, Walk, admit};
+use super::{Decision, Forward, Log, Question, Rare, Request, STREAM_IDLE, Walk, admit};
 use crate::published::Published;
 use crate::worker::local::Answer;
 use crate::worker::{Connection, Worker, forward, mirror, mutual};
@@ -38,7 +37,7 @@ pub(super) fn decide<'p>(
 ) -> Decision<'p> {
     let mut answer = match decide_or_stop(worker, conn, published, request, log, walk) {
         Ok(to) => return Decision::Forward(to),
-        Err(Stop::Ask(callout)) => return Decision::Ask(callout),
+        Err(Stop::Ask(question)) => return Decision::Ask(question),
         Err(Stop::Answer(answer)) => answer,
     };
     for guard in walk.known.iter().flat_map(|known| &known.following) {
@@ -51,7 +50,7 @@ pub(super) fn decide<'p>(
 /// Why a request is not forwarded, or not yet.
 pub(super) enum Stop {
     Answer(Answer),
-    Ask(Box<Callout>),
+    Ask(Question),
 }
 
 impl From<Answer> for Stop {
