@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use fieldgate_core::outlier::Seen;
@@ -15,11 +15,14 @@ use super::decide::apply_to_response;
 use super::tries::{InFlight, recycle};
 use super::{Forward, Log, Request, Responding, STREAM_IDLE};
 use crate::worker::local::{self, Answer};
-use crate::worker::side::{Side, SideError, Transfer, TransferError};
+use crate::worker::side::{Piece, Side, SideError, Transfer, TransferError};
 use crate::worker::{Worker, forward};
 
 /// How long a client may take to accept the last of a response that is cut short.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Bytes of a body that are read although nobody wants them.
+const UNWANTED: usize = 1024 * 1024;
 
 /// Turns that an HTTP/2 connection gets to send what it has before a stream of it is reset.
 const TURNS: usize = 2;
@@ -43,18 +46,45 @@ pub(super) async fn send_answer(
         }
         Side::H2(_) => {
             local::send_h2(request.respond.take()?, answer, &request.head)?;
+            if request.body != BodyKind::None {
+                log.ended = Some(Instant::now());
+                read_off(&mut down, deadline).await;
+            }
             None
         }
     }
 }
 
+/// Reads what is on its way of a body that nobody wants: a reset might reach the client before the answer does.
+async fn read_off(down: &mut Side, deadline: &Deadline) {
+    deadline.set(FAREWELL);
+    let (mut left, mut trailers) = (UNWANTED, None);
+    let read = poll_fn(|cx| {
+        loop {
+            match ready!(down.poll_body(cx, &mut trailers)) {
+                Ok(Piece::Data(count)) if count <= left => {
+                    left -= count;
+                    down.consume(count);
+                }
+                _ => return Poll::Ready(()),
+            }
+        }
+    });
+    let _ = with_deadline(deadline, read).await;
+}
+
+/// As [`send_answer`], for a request that was on its way: the guards that follow it see this, too.
 pub(super) async fn send_failure(
     down: Side,
     request: &mut Request,
-    answer: Answer,
+    to: &Forward<'_>,
+    mut answer: Answer,
     log: &mut Log<'_>,
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
+    for guard in to.rare.iter().flat_map(|rare| &rare.following) {
+        guard.receive(request.head.https, &mut answer.headers);
+    }
     let answer = if request.head.is_grpc() { answer.into_grpc() } else { answer };
     send_answer(down, request, answer, log, deadline).await
 }

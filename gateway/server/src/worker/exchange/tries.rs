@@ -41,12 +41,12 @@ pub(super) async fn forward_request(
     if let Some(fault) = to.rare.as_mut().and_then(|rare| rare.fault.take())
         && let Err(answer) = Box::pin(fault::suffer(worker, &to, &fault, &mut down, request, log)).await
     {
-        return send_failure(down, request, answer, log, deadline).await;
+        return send_failure(down, request, &to, answer, log, deadline).await;
     }
     let admitted = if to.pool.limits_requests() {
         match Box::pin(unless_gone(&mut down, request, Admitted::enter(worker, &to))).await {
             Some(Ok(admitted)) => Some(admitted),
-            Some(Err(answer)) => return send_failure(down, request, answer, log, deadline).await,
+            Some(Err(answer)) => return send_failure(down, request, &to, answer, log, deadline).await,
             None => return client_gone(down, log),
         }
     } else {
@@ -67,7 +67,7 @@ pub(super) async fn forward_request(
             if let Some(admitted) = admitted {
                 admitted.ended(answer.status);
             }
-            return send_failure(down, request, answer, log, deadline).await;
+            return send_failure(down, request, &to, answer, log, deadline).await;
         }
         // The other has been done.
         Err(Next::ClientGone | Next::Again(_)) => return client_gone(down, log),
