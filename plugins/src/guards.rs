@@ -10,14 +10,23 @@ use fieldgate_core::ir::{self, GuardKind, ObjectKey};
 
 use crate::edge;
 use crate::ext_authz;
+use crate::jwt::KeySources;
+use crate::login;
 use crate::rate_limit;
 
-/// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping.
-pub fn ready(guard: &Arc<ir::Guard>, before: Option<&Arc<dyn Guard>>) -> Arc<dyn Guard> {
+/// Makes a guard ready. `before` is what the same object was, whose counts may be worth keeping; `sources` have the keys of
+/// ID tokens.
+pub fn ready(
+    guard: &Arc<ir::Guard>,
+    before: Option<&Arc<dyn Guard>>,
+    sources: KeySources<'_>,
+) -> Arc<dyn Guard> {
     match &guard.kind {
         GuardKind::Edge(rules) => edge::ready(guard, rules),
         GuardKind::ExtAuthz(authz) => ext_authz::ready(&guard.key, authz),
-        GuardKind::Login(_) => closed(&guard.key, "it cannot be enforced by this build"),
+        GuardKind::Login(login) => {
+            login::ready(guard, login, sources).unwrap_or_else(|why| closed(&guard.key, &why))
+        }
         GuardKind::RateLimit(limit) => rate_limit::ready(&guard.key, limit, before),
     }
 }

@@ -8,4 +8,5 @@ pub mod ext_authz;
 pub mod grpc;
 pub mod guards;
 pub mod jwt;
+pub mod login;
 pub mod rate_limit;

@@ -477,7 +477,7 @@ impl Control {
         self.drains.apply(&snapshot);
         self.tls.reconcile(&snapshot);
         self.upstream_tls.reconcile(&snapshot);
-        let guards = policies::guards(&snapshot, &before);
+        let guards = policies::guards(&snapshot, &before, &|jwks| self.keys.source(jwks));
         let published = Published {
             policies: policies::of_listeners(&snapshot, &guards, &before, &|jwks| self.keys.source(jwks)),
             guards,

@@ -66,7 +66,10 @@ mod tests {
         let (shadow, headers, status, resource_exhausted) = (false, false, 429, false);
         let limit = RateLimit { limits, global: None, shadow, headers, status, resource_exhausted };
         let guard = Arc::new(ir::Guard { key: key.clone(), kind: GuardKind::RateLimit(Box::new(limit)) });
-        published.guards.insert(GuardRef::new(key).id, fieldgate_plugins::guards::ready(&guard, None));
+        published.guards.insert(
+            GuardRef::new(key).id,
+            fieldgate_plugins::guards::ready(&guard, None, &|_| unreachable!("no login")),
+        );
         write(&mut out, &published);
         let line = |result| {
             format!(

@@ -22,13 +22,13 @@ use crate::published::{ListenerPolicy, Published, Step};
 pub type Guards = FxHashMap<u64, Arc<dyn Guard>>;
 
 /// All guards; those whose object is the same are kept.
-pub fn guards(snapshot: &Snapshot, before: &Published) -> Guards {
+pub fn guards(snapshot: &Snapshot, before: &Published, keys: KeySources<'_>) -> Guards {
     let old = &before.snapshot.config.guards;
     let ready = snapshot.config.guards.iter().map(|(key, ir)| {
         let id = GuardRef::new(key.clone()).id;
         let known = before.guards.get(&id);
         let kept = known.filter(|_| old.get(key).is_some_and(|old| old == ir));
-        (id, kept.cloned().unwrap_or_else(|| guards::ready(ir, known)))
+        (id, kept.cloned().unwrap_or_else(|| guards::ready(ir, known, keys)))
     });
     ready.collect()
 }
