@@ -133,12 +133,14 @@ impl Configuration {
     fn fail_closed(&self, config: &mut ir::Config) {
         for unread::UnreadPolicy { key, .. } in &self.unread_policies {
             let everywhere = *key.namespace == *translate::ROOT_NAMESPACE;
-            let listeners: Vec<_> = config
-                .listeners
-                .keys()
-                .filter(|l| everywhere || l.namespace == key.namespace)
-                .cloned()
-                .collect();
+            let own = config.listeners.keys().filter(|l| everywhere || l.namespace == key.namespace);
+            let mut listeners: std::collections::BTreeSet<_> = own.cloned().collect();
+            if unread::is_guard(key.kind) {
+                // It may be attached to a route of its namespace, wherever that is served.
+                let routes = config.routes.values().filter(|route| route.key.namespace == key.namespace);
+                listeners.extend(routes.flat_map(|route| &route.attachments).map(|a| a.listener.clone()));
+            }
+            let listeners: Vec<_> = listeners.into_iter().collect();
             if key.kind == kinds::Kind::RequestAuthentication.as_str() {
                 let closed = translate::closed_authentication(key, listeners);
                 config.authentications.insert(key.clone(), std::sync::Arc::new(closed));

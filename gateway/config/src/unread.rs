@@ -77,6 +77,12 @@ pub(crate) fn backend_tls(
     found.then(|| UnreadBackendTls { namespaces: namespaces(text), text: text.to_owned() })
 }
 
+/// Whether objects of a kind guard what they are attached to: without a version in force, one lets in what it was to keep
+/// out.
+pub(crate) fn is_guard(kind: &str) -> bool {
+    kind == Kind::EdgePolicy.as_str() || kind == Kind::LoginPolicy.as_str()
+}
+
 /// Adds what a chunk holds of such policies. `inherited` are objects that it may still mean and that are in force;
 /// `in_force` tells whether a version of an object is.
 pub(crate) fn in_chunk(
@@ -88,8 +94,8 @@ pub(crate) fn in_chunk(
     let is_policy = |key: &&ObjectKey| key.kind == POLICY;
     let without_object = chunk.items.iter().filter(|i| i.object.is_none()).filter_map(|i| i.key.as_ref());
     let named: Vec<&ObjectKey> = without_object.clone().filter(is_policy).collect();
-    let authentications = without_object.filter(|key| key.kind == AUTHENTICATION);
-    let lost = named.iter().copied().chain(authentications).filter(|key| !in_force(key));
+    let others = without_object.filter(|key| key.kind == AUTHENTICATION || is_guard(key.kind));
+    let lost = named.iter().copied().chain(others).filter(|key| !in_force(key));
     out.extend(lost.map(|key| UnreadPolicy { key: key.clone(), text: None }));
     if inherited.iter().any(|key| key.kind == POLICY) {
         // The last good version of what was in its place.

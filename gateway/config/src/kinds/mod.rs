@@ -21,6 +21,7 @@ mod gateway;
 pub mod guard;
 pub mod istio;
 mod kubernetes;
+pub mod login_policy;
 pub mod number;
 pub mod pool;
 mod pool_check;
@@ -72,6 +73,7 @@ pub enum Kind {
     SplitPolicy,
     TrafficPolicy,
     EdgePolicy,
+    LoginPolicy,
     RateLimitPolicy,
     DestinationRule,
     BackendTlsPolicy,
@@ -106,6 +108,7 @@ pub enum Spec {
     SplitPolicy(Box<fieldgate::SplitPolicySpec>),
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
     EdgePolicy(Box<edge_policy::EdgePolicySpec>),
+    LoginPolicy(Box<login_policy::LoginPolicySpec>),
     RateLimitPolicy(Box<rate_limit::RateLimitPolicySpec>),
     DestinationRule(Box<destination_rule::DestinationRuleSpec>),
     BackendTlsPolicy(Box<BackendTlsPolicySpec>),
@@ -133,6 +136,7 @@ impl Kind {
         Kind::SplitPolicy,
         Kind::TrafficPolicy,
         Kind::EdgePolicy,
+        Kind::LoginPolicy,
         Kind::RateLimitPolicy,
         Kind::DestinationRule,
         Kind::BackendTlsPolicy,
@@ -160,6 +164,7 @@ impl Kind {
             Kind::SplitPolicy => "SplitPolicy",
             Kind::TrafficPolicy => "TrafficPolicy",
             Kind::EdgePolicy => "EdgePolicy",
+            Kind::LoginPolicy => "LoginPolicy",
             Kind::RateLimitPolicy => "RateLimitPolicy",
             Kind::DestinationRule => "DestinationRule",
             Kind::BackendTlsPolicy => "BackendTLSPolicy",
@@ -190,6 +195,7 @@ impl Kind {
             | Kind::SplitPolicy
             | Kind::TrafficPolicy
             | Kind::EdgePolicy
+            | Kind::LoginPolicy
             | Kind::RateLimitPolicy => "fieldgate.dev",
         }
     }
@@ -212,6 +218,7 @@ impl Kind {
             | Kind::SplitPolicy
             | Kind::TrafficPolicy
             | Kind::EdgePolicy
+            | Kind::LoginPolicy
             | Kind::RateLimitPolicy
             | Kind::BackendTrafficPolicy => &["v1alpha1"],
             Kind::AuthorizationPolicy | Kind::RequestAuthentication => &["v1", "v1beta1"],
@@ -340,6 +347,9 @@ fn read_spec(
         )?),
         Kind::TrafficPolicy => {
             Spec::TrafficPolicy(checked(root, reader, checks, traffic_policy::check_traffic_policy)?)
+        }
+        Kind::LoginPolicy => {
+            Spec::LoginPolicy(checked(root, reader, checks, login_policy::check_login_policy)?)
         }
         Kind::EdgePolicy => Spec::EdgePolicy(checked(root, reader, checks, edge_policy::check_edge_policy)?),
         Kind::RateLimitPolicy => {

@@ -19,6 +19,7 @@ mod filters;
 mod gateways;
 mod guards;
 mod localities;
+mod login_policies;
 mod matches;
 mod policies;
 mod pool;

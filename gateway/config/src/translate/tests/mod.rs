@@ -8,6 +8,7 @@ mod edge_policies;
 mod gateways;
 mod guards;
 mod incremental;
+mod login_policies;
 mod policies;
 mod pools;
 mod routes;
