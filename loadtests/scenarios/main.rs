@@ -17,11 +17,13 @@ mod failure;
 mod faults;
 mod hardening;
 mod held;
+mod hygiene;
 mod idle;
 mod jwt;
 mod memory;
 mod mirror;
 mod mtls;
+mod oidc;
 mod rate_limits;
 mod raw;
 mod reloads;
@@ -154,6 +156,8 @@ const SCENARIOS: &[Scenario] = &[
             resilience::overload::run,
         )
     },
+    scenario("edge", "addresses, sizes, methods, paths, header fields, API keys, passwords", hygiene::run),
+    scenario("oidc", "login, refresh and logout at a real OpenID provider, and one that is away", oidc::run),
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("attacks", "attacks end, or are bounded, and other clients hardly notice", attacks::run),
     scenario(
