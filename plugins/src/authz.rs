@@ -12,6 +12,7 @@
 
 mod connection;
 mod decision;
+mod expression;
 mod group;
 mod index;
 mod peer;
@@ -27,8 +28,10 @@ use fieldgate_core::ir::{self, ConnectionFacts, GuardRef, PolicyAction};
 
 pub use connection::ConnectionAuthorizer;
 pub use decision::{Considered, Decision, DryRun, FILTER, RuleInfo, details};
-use group::{Group, RuleRef};
+use expression::Expression;
+use group::{Group, RuleRef, Unprepared};
 use rule::Facts;
+use text::Invalid;
 
 /// The status of a refusal.
 pub const DENIED_STATUS: u16 = 403;
@@ -59,8 +62,13 @@ pub struct Provider {
     group: Group,
 }
 
-/// A policy with its rules as they are to be read; one that is `None` is left out, and its place stays.
-type Read<'a> = (&'a ir::Policy, Vec<Option<ir::PolicyRule>>);
+/// A policy as it is to be read.
+struct Read<'a> {
+    policy: &'a ir::Policy,
+    /// One that is `None` is left out, and its place stays.
+    rules: Vec<Option<ir::PolicyRule>>,
+    cel: Option<&'a Arc<str>>,
+}
 
 impl Authorizer {
     /// Prepares policies. Their order means nothing.
@@ -68,25 +76,44 @@ impl Authorizer {
     /// What cannot be evaluated (a template that Istio would refuse, a value that is not of its key's type) makes its
     /// rule fail closed: in ALLOW it matches no request, in all others every request.
     pub fn compile(policies: &[Arc<ir::Policy>]) -> Self {
-        Self::of_rules(policies.iter().map(|p| (&**p, p.rules.iter().cloned().map(Some).collect())).collect())
+        let whole = policies.iter().map(|policy| Read {
+            policy,
+            rules: policy.rules.iter().cloned().map(Some).collect(),
+            cel: policy.cel.as_ref(),
+        });
+        Self::of_rules(whole.collect())
     }
 
     fn of_rules(policies: Vec<Read<'_>>) -> Self {
-        let mut rules: Vec<_> = policies.iter().flat_map(rules_of).collect();
+        let expressions: Vec<Compiled> = policies
+            .iter()
+            .map(|read| read.cel.map(|text| Expression::new(text).map(Arc::new)).transpose())
+            .collect();
+        let mut rules: Vec<_> =
+            policies.iter().zip(&expressions).flat_map(|(read, compiled)| rules_of(read, compiled)).collect();
         rules.sort_by(|a, b| a.info.id.cmp(&b.info.id));
         let group = |action: PolicyAction, here: &dyn Fn(&Named<'_>) -> bool| {
             let members =
                 rules.iter().enumerate().filter(|(_, named)| named.info.action == action && here(named));
-            Group::new(action, members.map(|(at, named)| (RuleRef(at as u32), named.rule)))
+            Group::new(
+                action,
+                members.map(|(at, named)| Unprepared {
+                    name: RuleRef(at as u32),
+                    rule: named.rule,
+                    expression: named.expression,
+                }),
+            )
         };
         let enforced = |action| group(action, &|named| !named.info.dry_run);
         let dry_run = |action| group(action, &|named| named.info.dry_run);
         let is_there = |action: PolicyAction, dry_run: bool| {
-            policies.iter().any(|(policy, _)| policy.action == action && policy.dry_run == dry_run)
+            policies.iter().any(|read| read.policy.action == action && read.policy.dry_run == dry_run)
         };
-        let custom =
-            policies.iter().filter(|(policy, _)| policy.action == PolicyAction::Custom && !policy.dry_run);
-        let mut guards: Vec<_> = custom.map(|(policy, _)| policy.provider.clone()).collect();
+        let custom = policies
+            .iter()
+            .map(|read| read.policy)
+            .filter(|p| p.action == PolicyAction::Custom && !p.dry_run);
+        let mut guards: Vec<_> = custom.map(|policy| policy.provider.clone()).collect();
         guards.sort_by(|a, b| key(a.as_ref()).cmp(&key(b.as_ref())));
         guards.dedup();
         let providers = guards.into_iter().map(|guard| {
@@ -199,10 +226,15 @@ struct Named<'a> {
     info: RuleInfo,
     rule: &'a ir::PolicyRule,
     provider: &'a Option<Arc<GuardRef>>,
+    expression: &'a Compiled,
 }
 
-fn rules_of<'a>((policy, rules): &'a Read<'a>) -> impl Iterator<Item = Named<'a>> {
-    rules.iter().enumerate().filter_map(|(index, rule)| {
+/// The expression of a policy, if it has one.
+type Compiled = Result<Option<Arc<Expression>>, Invalid>;
+
+fn rules_of<'a>(read: &'a Read<'a>, expression: &'a Compiled) -> impl Iterator<Item = Named<'a>> {
+    let policy = read.policy;
+    read.rules.iter().enumerate().filter_map(|(index, rule)| {
         let ir::ObjectKey { namespace, name, .. } = &policy.key;
         let mut id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]");
         if policy.action == PolicyAction::Custom {
@@ -211,7 +243,7 @@ fn rules_of<'a>((policy, rules): &'a Read<'a>) -> impl Iterator<Item = Named<'a>
         }
         let (action, dry_run) = (policy.action, policy.dry_run);
         let info = RuleInfo { policy: policy.key.clone(), action, dry_run, index, id: id.into() };
-        Some(Named { info, rule: rule.as_ref()?, provider: &policy.provider })
+        Some(Named { info, rule: rule.as_ref()?, provider: &policy.provider, expression })
     })
 }
 

@@ -9,7 +9,7 @@ use fieldgate_core::ir::{
     self, ConditionKey, ConnectionFacts, PolicyAction, PolicyOperation, PolicyRule, PolicySource,
 };
 
-use super::{Authorizer, Decision, Provider, RuleInfo};
+use super::{Authorizer, Decision, Provider, Read, RuleInfo};
 
 /// The policies of one listener, ready to decide about its connections.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ impl ConnectionAuthorizer {
     pub fn compile(policies: &[Arc<ir::Policy>]) -> Self {
         let rules = policies.iter().map(|policy| {
             let left = |rule| of_connection(rule, policy.action, policy.cel.is_some());
-            (&**policy, policy.rules.iter().map(left).collect())
+            Read { policy, rules: policy.rules.iter().map(left).collect(), cel: None }
         });
         Self { authorizer: Authorizer::of_rules(rules.collect()), head: RequestHead::default() }
     }

@@ -1,7 +1,10 @@
 //! The rules of one action, in the order of their ids.
 
+use std::sync::Arc;
+
 use fieldgate_core::ir::{self, PolicyAction};
 
+use super::expression::Expression;
 use super::index::Index;
 use super::rule::{Facts, Rule};
 use super::text::Invalid;
@@ -9,6 +12,13 @@ use super::text::Invalid;
 /// The place of a rule among all rules of an authorizer.
 #[derive(Clone, Copy, Debug)]
 pub struct RuleRef(pub u32);
+
+/// A rule that is to be prepared, with the expression of its policy.
+pub struct Unprepared<'a> {
+    pub name: RuleRef,
+    pub rule: &'a ir::PolicyRule,
+    pub expression: &'a Result<Option<Arc<Expression>>, Invalid>,
+}
 
 /// Rules, indexed: a request is matched against few of them, however many there are.
 #[derive(Debug, Default)]
@@ -19,11 +29,18 @@ pub struct Group {
 
 impl Group {
     /// Prepares rules, given in the order of their ids.
-    pub fn new<'a>(action: PolicyAction, rules: impl Iterator<Item = (RuleRef, &'a ir::PolicyRule)>) -> Self {
-        let compiled = rules.filter_map(|(name, rule)| match Rule::new(rule) {
-            Ok(ready) => Some(((name, ready), Some(rule))),
-            // Fails closed.
-            Err(Invalid) => (action != PolicyAction::Allow).then(|| ((name, Rule::default()), None)),
+    pub fn new<'a>(action: PolicyAction, rules: impl Iterator<Item = Unprepared<'a>>) -> Self {
+        // Fails closed.
+        let otherwise = action != PolicyAction::Allow;
+        let compiled = rules.filter_map(|Unprepared { name, rule, expression }| {
+            let ready = Rule::new(rule).and_then(|rule| match expression {
+                Ok(expression) => Ok(rule.and(expression.as_ref(), otherwise)),
+                Err(invalid) => Err(*invalid),
+            });
+            match ready {
+                Ok(ready) => Some(((name, ready), Some(rule))),
+                Err(Invalid) => otherwise.then(|| ((name, Rule::default()), None)),
+            }
         });
         let (rules, sources): (Vec<_>, Vec<_>) = compiled.unzip();
         Self { rules, index: Index::new(sources.into_iter()) }

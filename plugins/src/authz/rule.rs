@@ -1,12 +1,15 @@
 //! One rule of a policy, prepared, and the facts that it is matched against.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use fieldgate_core::identity::{Metadata, PeerIdentity, Token};
 use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, StringMatch};
 use fieldgate_core::{AddressSet, HeaderId, RequestHead, Version};
 use ipnet::IpNet;
 
+use super::address::AddressSet;
+use super::expression::Expression;
 use super::peer::Peers;
 use super::text::{Invalid, Star, Text, texts};
 use super::token::{Bearers, Claim, Dynamic};
@@ -15,11 +18,11 @@ use super::token::{Bearers, Claim, Dynamic};
 #[derive(Clone, Copy)]
 pub struct Facts<'a> {
     pub head: &'a RequestHead,
-    peer: IpAddr,
-    client: IpAddr,
-    local: IpAddr,
-    port: u16,
-    server_name: &'a [u8],
+    pub peer: IpAddr,
+    pub client: IpAddr,
+    pub local: IpAddr,
+    pub port: u16,
+    pub server_name: &'a [u8],
     pub peer_identity: Option<&'a PeerIdentity>,
     pub metadata: &'a Metadata,
 }
@@ -48,6 +51,8 @@ pub struct Rule {
     when: Vec<Condition>,
     /// Whether some part looks at a token.
     of_token: bool,
+    /// What must hold too, and what it counts as if that cannot be said.
+    expression: Option<(Arc<Expression>, bool)>,
 }
 
 impl Rule {
@@ -58,10 +63,18 @@ impl Rule {
             to: rule.to.iter().map(Operation::new).collect::<Result<_, _>>()?,
             when: rule.when.iter().map(Condition::new).collect::<Result<_, _>>()?,
             of_token: false,
+            expression: None,
         };
         new.of_token = new.from.iter().any(|source| !source.bearers.is_empty())
             || new.when.iter().any(|when| matches!(when, Condition::Bearer(_) | Condition::Claim(_)));
         Ok(new)
+    }
+
+    /// The same, if an expression holds too. An error counts as `otherwise`.
+    pub fn and(mut self, expression: Option<&Arc<Expression>>, otherwise: bool) -> Self {
+        self.of_token |= expression.is_some();
+        self.expression = expression.map(|expression| (Arc::clone(expression), otherwise));
+        self
     }
 
     /// Whether it matches. A request with several tokens is judged as if it had each of them alone, and the rule matches if
@@ -75,12 +88,19 @@ impl Rule {
         let with = |token: Option<&Token>| {
             (self.from.is_empty() || self.from.iter().any(|from| from.miss(facts, token).is_none()))
                 && self.when.iter().all(|when| when.matches(facts, token))
+                && self.expression_holds(facts, token)
         };
         match &*facts.metadata.tokens {
             [] => with(None),
             [first, ..] if !self.of_token => with(Some(first)),
             tokens => tokens.iter().any(|token| with(Some(token))),
         }
+    }
+
+    fn expression_holds(&self, facts: &Facts, token: Option<&Token>) -> bool {
+        self.expression
+            .as_ref()
+            .is_none_or(|(expression, otherwise)| expression.holds(facts, token).unwrap_or(*otherwise))
     }
 
     /// What of the rule does not fit, for people: the first field of each alternative.
@@ -103,6 +123,9 @@ impl Rule {
             }
             let when = self.when.iter().enumerate().filter(|(_, when)| !when.matches(facts, token));
             misses.extend(when.map(|(at, _)| format!("when[{at}]")));
+            if !self.expression_holds(facts, token) {
+                misses.push("the expression".to_owned());
+            }
         }
         misses.dedup();
         misses
@@ -351,7 +374,7 @@ fn patterns(values: &[ConditionValue]) -> Result<Vec<StringMatch>, Invalid> {
     })
 }
 
-fn names(values: &[ConditionValue]) -> Result<Vec<std::sync::Arc<str>>, Invalid> {
+fn names(values: &[ConditionValue]) -> Result<Vec<Arc<str>>, Invalid> {
     all(values, |value| match value {
         ConditionValue::Name(name) => Some(name.clone()),
         _ => None,

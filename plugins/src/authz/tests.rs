@@ -416,6 +416,45 @@ fn dry_runs_are_reported_as_envoy_does() {
     );
 }
 
+#[test]
+fn expressions_hold_beside_rules() {
+    let claims = serde_json::json!({"iss": "i", "sub": "s", "groups": ["team-a", "b"], "n": 7});
+    let metadata = Metadata { tokens: vec![token(claims)], ..Metadata::default() };
+    let identity = PeerIdentity { uris: vec!["spiffe://td/ns/a/sa/b".into()], ..PeerIdentity::default() };
+    let facts = ConnectionFacts { identity: Some(&identity), sni: Some("shop.test"), ..facts() };
+    let head = request("a", "/x?y=z", &[("x-team", "one"), ("x-team", "two")]);
+    // As ALLOW lets pass, and as DENY refuses.
+    let decide = |text: &str, metadata: &Metadata, facts: &ConnectionFacts<'_>| {
+        let of = |action| {
+            let policy = policy("p", action, vec![PolicyRule::default()]);
+            let policy = Arc::new(Policy { cel: Some(text.into()), ..policy });
+            Authorizer::compile(&[policy]).decide(&head, facts, metadata).allowed
+        };
+        (of(PolicyAction::Allow), !of(PolicyAction::Deny))
+    };
+    for text in [
+        "request.path == '/x?y=z' && request.url_path == '/x' && request.query == 'y=z'",
+        "request.method == 'GET' && request.host == 'a' && request.protocol == 'HTTP/1.1'",
+        "request.headers['x-team'] == 'one,two' && !('x-other' in request.headers)",
+        "request.auth.claims.groups.exists(g, g.startsWith('team-')) && request.auth.claims.n == 7",
+        "has(request.auth.claims.groups) && !has(request.auth.claims.other)",
+        "source.address == '10.0.0.1' && remote.address == '192.0.2.1' && destination.port == 8443",
+        "source.principal == 'td/ns/a/sa/b' && source.namespace == 'a' && connection.mtls",
+        "connection.sni == 'shop.test'",
+    ] {
+        assert_eq!(decide(text, &metadata, &facts), (true, true), "{text}");
+        assert_eq!(decide(&format!("!({text})"), &metadata, &facts), (false, false), "{text}");
+    }
+    // Errors, values that are not true or false, and what cannot be read.
+    for text in ["request.auth.claims.none == 1", "request.path", "request.headers['none'] == 'x'", "=="] {
+        assert_eq!(decide(text, &metadata, &facts), (false, true), "{text}");
+    }
+    let anonymous = ConnectionFacts { identity: None, sni: None, ..facts };
+    let nobody = "source.principal == '' && !connection.mtls && connection.sni == '' && request.auth.principal == '' \
+                  && request.auth.claims.size() == 0";
+    assert_eq!(decide(nobody, &Metadata::default(), &anonymous), (true, true));
+}
+
 /// Rules that are evaluated for one request, of as many policies as are asked for.
 fn evaluated(count: usize, of: fn(usize) -> PolicyRule, metadata: &Metadata) -> usize {
     let named = |n| Arc::new(policy(&format!("p{n}"), PolicyAction::Deny, vec![of(n)]));

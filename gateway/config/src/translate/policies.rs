@@ -1,5 +1,6 @@
 //! AuthorizationPolicy to IR, failing closed: what cannot be evaluated refuses everything that it might have refused.
 
+mod expression;
 mod principals;
 mod rules;
 
@@ -17,6 +18,8 @@ use crate::kinds::istio::{Action, AuthorizationPolicySpec};
 use crate::kinds::{Kind, Spec};
 
 const DRY_RUN: &str = "istio.io/dry-run";
+/// An expression that must hold too.
+const CEL: &str = "fieldgate.dev/cel";
 /// What `provider` of a CUSTOM policy names.
 const PROVIDER: &str = "ExternalAuthorizer";
 
@@ -55,13 +58,13 @@ pub(crate) fn translate(
         let around = Around { namespace: &object.namespace, trust_domains };
         let translated = rules::rules(spec, &around).and_then(|rules| {
             let named = (spec.action == Action::Custom).then(|| provider(object, spec, objects, note));
-            Ok((rules, named.transpose()?))
+            Ok((rules, named.transpose()?, cel(object)?))
         });
         let mut policy = Policy::closed(object.key(), listeners);
         match translated {
-            Ok((rules, provider)) => {
+            Ok((rules, provider, cel)) => {
                 (policy.action, policy.dry_run) = (action, dry_run);
-                (policy.rules, policy.provider) = (rules, provider);
+                (policy.rules, policy.provider, policy.cel) = (rules, provider, cel);
                 if note.conditions.is_empty() {
                     note.condition("Accepted", true, "Accepted", "");
                 }
@@ -112,6 +115,14 @@ fn provider(
         note.diagnostics.push(error.hint(hint));
     }
     Ok(Arc::new(GuardRef::new(key(namespace.unwrap_or(&object.namespace)))))
+}
+
+fn cel(object: &Object) -> Result<Option<Arc<str>>, Problem> {
+    let Some(text) = object.annotations.get(CEL) else { return Ok(None) };
+    match expression::problem(text) {
+        None => Ok(Some(text.as_str().into())),
+        Some(why) => Err(("InvalidValue", format!("metadata.annotations[{CEL}]"), why)),
+    }
 }
 
 /// As Go reads it, which is how istiod does.
