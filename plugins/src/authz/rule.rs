@@ -8,7 +8,6 @@ use fieldgate_core::ir::{self, ConditionKey, ConditionValue, ConnectionFacts, St
 use fieldgate_core::{AddressSet, HeaderId, RequestHead, Version};
 use ipnet::IpNet;
 
-use super::address::AddressSet;
 use super::expression::Expression;
 use super::peer::Peers;
 use super::text::{Invalid, Star, Text, texts};
