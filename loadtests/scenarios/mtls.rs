@@ -357,6 +357,9 @@ fn misdirected(context: &Context) -> Result<String, String> {
         };
         let status = client.get_from(wanted)?;
         ensure(status == expected, || format!("{asked:?} then {wanted}: {status}, not {expected}"))?;
+        // Who is misdirected is sent away, and not kept where every answer would be the same.
+        let goes_on = client.get_from(wanted).is_ok();
+        ensure(goes_on == (status == 200), || format!("{asked:?} then {wanted}: goes on: {goes_on}"))?;
     }
     Ok("a request for another listener's host is misdirected, with a server name and without".into())
 }

@@ -36,7 +36,8 @@ pub(super) async fn send_answer(
     deadline: &Deadline,
 ) -> Option<(Side, bool)> {
     log.answer(&answer);
-    let keep = request.body == BodyKind::None && request.keep_alive;
+    // A client that is misdirected needs another connection (RFC 9110 section 15.5.20): on this one it would be for ever.
+    let keep = request.body == BodyKind::None && request.keep_alive && answer.status != 421;
     match &mut down {
         Side::H1(side) => {
             local::write_h1(side, &answer, &request.head, keep);
