@@ -3,6 +3,7 @@
 
 mod aborts;
 mod attacks;
+mod authz;
 mod backpressure;
 mod bench;
 mod clients;
@@ -158,6 +159,7 @@ const SCENARIOS: &[Scenario] = &[
     },
     scenario("edge", "addresses, sizes, methods, paths, header fields, API keys, passwords", hygiene::run),
     scenario("oidc", "login, refresh and logout at a real OpenID provider, and one that is away", oidc::run),
+    scenario("authz-envoy", "random policies decide as Envoy's RBAC filters made of them", authz::run),
     scenario("memory", "curl with bodies of 1 GiB leaves memory bounded", memory::run),
     scenario("attacks", "attacks end, or are bounded, and other clients hardly notice", attacks::run),
     scenario(
