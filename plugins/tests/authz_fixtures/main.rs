@@ -4,6 +4,7 @@
 //! Both sides are looked at whole, and cut down alike to a single kind of condition, with and without the pattern `*`:
 //! rules that ask everything at once match next to nothing.
 
+mod integration;
 mod policy;
 mod rbac;
 mod requests;
