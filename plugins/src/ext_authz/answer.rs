@@ -147,7 +147,7 @@ pub fn of_http(answered: &Answered, lists: &Lists<'_>) -> Answer {
             let removed = answered.headers.get_all(TO_REMOVE);
             let names = removed.flat_map(|list| list.split(|b| *b == b','));
             let remove = removable(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect());
-            let request = select(&answered.headers, How::Set, |_, name| fits(lists.upstream, name));
+            let request = select(&answered.headers, How::Set, |_, name| goes_upstream(lists.upstream, name));
             let response =
                 select(&answered.headers, How::Append, |_, name| fits(lists.client_on_success, name));
             Answer::Allowed(Box::new(Allowed { request, remove, response, ..Allowed::default() }))
@@ -162,6 +162,13 @@ pub fn of_http(answered: &Answered, lists: &Lists<'_>) -> Answer {
             Answer::Denied(Box::new(Denied { status, headers, body, metadata: None }))
         }
     }
+}
+
+/// Where all go upstream, those that are about the answer itself do not: they would be said of the client's request.
+fn goes_upstream(patterns: &[StringMatch], name: &[u8]) -> bool {
+    let of_answer = name.starts_with(b"content-") || matches!(name, b"date" | b"server" | b"vary" | b"etag");
+    let named = |pattern: &&StringMatch| !of_answer || **pattern != StringMatch::Present;
+    patterns.iter().filter(named).any(|pattern| fits(std::slice::from_ref(pattern), name))
 }
 
 /// Fields that are wanted. The first of a name is carried out as `how`, more of the same name are added. What was received

@@ -455,6 +455,23 @@ fn an_http_authorizers_fields_go_where_they_are_listed() {
 }
 
 #[test]
+fn where_all_goes_upstream_the_answers_own_fields_do_not() {
+    let mut guard = by_http();
+    let ExtAuthzProtocol::Http { upstream_headers, .. } = &mut guard.ir.protocol else { unreachable!() };
+    *upstream_headers = vec![StringMatch::Present];
+    let mut client = Client::new(Method::Post, "/", &[("content-type", "application/json")]);
+    client.hears(
+        &guard,
+        http_answer(200, &[("content-type", "text/plain"), ("server", "a"), ("x-user", "b")], ""),
+    );
+    assert_eq!(
+        (client.has("content-type"), client.has("x-user")),
+        (vec!["application/json".into()], vec!["b".into()])
+    );
+    assert!(client.has("server").is_empty());
+}
+
+#[test]
 fn an_http_authorizers_status_decides() {
     let denied =
         [("location", "https://login"), ("server", "auth"), ("connection", "close"), ("x-why", "no")];
