@@ -102,9 +102,9 @@ impl Configuration {
             let change = self.store.apply(files);
             return self.translator.apply(&change);
         }
-        let (splits, files): (Vec<_>, Vec<_>) = files
-            .into_iter()
-            .partition(|file| holds_only(file, &["SplitPolicy", "TrafficPolicy", "RateLimitPolicy"]));
+        let (splits, files): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| {
+            holds_only(file, &["SplitPolicy", "TrafficPolicy", "ExternalAuthorizer", "RateLimitPolicy"])
+        });
         let (routes, others): (Vec<_>, Vec<_>) =
             files.into_iter().partition(|file| holds_only(file, &["HTTPRoute", "GRPCRoute"]));
         let change = self.store.apply(others);

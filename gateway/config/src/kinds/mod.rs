@@ -14,6 +14,7 @@ pub mod check;
 pub mod destination_rule;
 pub mod duration;
 pub mod edge_policy;
+pub mod external_authorizer;
 pub mod fieldgate;
 mod filter;
 mod foreign;
@@ -74,6 +75,7 @@ pub enum Kind {
     TrafficPolicy,
     EdgePolicy,
     LoginPolicy,
+    ExternalAuthorizer,
     RateLimitPolicy,
     DestinationRule,
     BackendTlsPolicy,
@@ -109,6 +111,7 @@ pub enum Spec {
     TrafficPolicy(Box<traffic_policy::TrafficPolicySpec>),
     EdgePolicy(Box<edge_policy::EdgePolicySpec>),
     LoginPolicy(Box<login_policy::LoginPolicySpec>),
+    ExternalAuthorizer(Box<external_authorizer::ExternalAuthorizerSpec>),
     RateLimitPolicy(Box<rate_limit::RateLimitPolicySpec>),
     DestinationRule(Box<destination_rule::DestinationRuleSpec>),
     BackendTlsPolicy(Box<BackendTlsPolicySpec>),
@@ -118,6 +121,7 @@ pub enum Spec {
 impl Kind {
     /// All of them.
     pub const ALL: &'static [Kind] = &[
+    pub const ALL: [Kind; 19] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,
@@ -137,6 +141,7 @@ impl Kind {
         Kind::TrafficPolicy,
         Kind::EdgePolicy,
         Kind::LoginPolicy,
+        Kind::ExternalAuthorizer,
         Kind::RateLimitPolicy,
         Kind::DestinationRule,
         Kind::BackendTlsPolicy,
@@ -165,6 +170,7 @@ impl Kind {
             Kind::TrafficPolicy => "TrafficPolicy",
             Kind::EdgePolicy => "EdgePolicy",
             Kind::LoginPolicy => "LoginPolicy",
+            Kind::ExternalAuthorizer => "ExternalAuthorizer",
             Kind::RateLimitPolicy => "RateLimitPolicy",
             Kind::DestinationRule => "DestinationRule",
             Kind::BackendTlsPolicy => "BackendTLSPolicy",
@@ -196,6 +202,7 @@ impl Kind {
             | Kind::TrafficPolicy
             | Kind::EdgePolicy
             | Kind::LoginPolicy
+            | Kind::ExternalAuthorizer
             | Kind::RateLimitPolicy => "fieldgate.dev",
         }
     }
@@ -219,6 +226,7 @@ impl Kind {
             | Kind::TrafficPolicy
             | Kind::EdgePolicy
             | Kind::LoginPolicy
+            | Kind::ExternalAuthorizer
             | Kind::RateLimitPolicy
             | Kind::BackendTrafficPolicy => &["v1alpha1"],
             Kind::AuthorizationPolicy | Kind::RequestAuthentication => &["v1", "v1beta1"],
@@ -352,6 +360,12 @@ fn read_spec(
             Spec::LoginPolicy(checked(root, reader, checks, login_policy::check_login_policy)?)
         }
         Kind::EdgePolicy => Spec::EdgePolicy(checked(root, reader, checks, edge_policy::check_edge_policy)?),
+        Kind::ExternalAuthorizer => Spec::ExternalAuthorizer(checked(
+            root,
+            reader,
+            checks,
+            external_authorizer::check_external_authorizer,
+        )?),
         Kind::RateLimitPolicy => {
             Spec::RateLimitPolicy(checked(root, reader, checks, rate_limit::check_rate_limit_policy)?)
         }

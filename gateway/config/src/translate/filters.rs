@@ -72,9 +72,11 @@ pub(crate) fn translate(
             })))
         }
         Type::ExtensionRef => Err(("extensionRef".into(), "no extension filters are known".into())),
-        Type::ExternalAuth => {
-            Err(("externalAuth".into(), "external authorization is not supported yet".into()))
-        }
+        // A guard is an object of its own, which the rule makes.
+        Type::ExternalAuth => Err((
+            "externalAuth".into(),
+            "external authorization is for rules, not for single backends".into(),
+        )),
     }
 }
 

@@ -15,6 +15,7 @@ mod backends;
 mod client_tls;
 mod destination_rules;
 mod edge_policies;
+mod external_authorizers;
 mod filters;
 mod gateways;
 mod guards;
@@ -84,6 +85,8 @@ pub struct Translator {
     splits: Attached,
     traffic: Attached,
     guards: guards::Guards,
+    /// Guards that routes bring along, by route.
+    own_guards: BTreeMap<ObjectKey, Vec<ir::Guard>>,
     notes: StageNotes,
 }
 
@@ -115,6 +118,8 @@ pub(crate) struct Objects {
 pub(crate) struct Notes {
     pub diagnostics: Vec<Diagnostic>,
     pub conditions: Vec<Condition>,
+    /// Guards that a route brings along.
+    pub guards: Vec<ir::Guard>,
 }
 
 /// What routes and guards refer to. Not a method, which would borrow the notes, too.
@@ -387,7 +392,8 @@ impl Translator {
         let guards = guards::Guards::translate(&surroundings!(self), &mut self.notes.guards);
         let mut affected = guards.differences(&self.guards);
         affected.retain(|key| key.kind != Kind::Gateway.as_str());
-        self.config.guards = merge(&self.config.guards, guards.made.clone());
+        let own = self.own_guards.values().flatten().map(|guard| (guard.key.clone(), guard.clone()));
+        self.config.guards = merge(&self.config.guards, guards.made.clone().into_iter().chain(own).collect());
         self.guards = guards;
         let mut listeners = self.gateways.listeners.clone();
         for listener in listeners.values_mut() {
@@ -402,6 +408,7 @@ impl Translator {
         self.notes.problems.remove(key);
         let Some(object) = self.objects.by_key(key) else {
             self.notes.conditions.remove(key);
+            self.redo_own_guards(key, Vec::new());
             return self.config.routes.remove(key).is_some();
         };
         let mut notes = Notes::default();
@@ -413,6 +420,7 @@ impl Translator {
             self.notes.problems.insert(key.clone(), notes.diagnostics);
         }
         self.notes.conditions.insert(key.clone(), notes.conditions);
+        self.redo_own_guards(key, notes.guards);
         match route {
             Some(route) if self.config.routes.get(key).is_some_and(|old| **old == route) => false,
             Some(route) => {
@@ -420,6 +428,26 @@ impl Translator {
                 true
             }
             None => self.config.routes.remove(key).is_some(),
+        }
+    }
+}
+
+impl Translator {
+    /// Puts the guards that a route brings along where those of before were.
+    fn redo_own_guards(&mut self, route: &ObjectKey, guards: Vec<ir::Guard>) {
+        let before = self.own_guards.remove(route).unwrap_or_default();
+        if before != guards {
+            for gone in before.iter().filter(|old| guards.iter().all(|guard| guard.key != old.key)) {
+                self.config.guards.remove(&gone.key);
+            }
+            for guard in &guards {
+                if self.config.guards.get(&guard.key).is_none_or(|old| **old != *guard) {
+                    self.config.guards.insert(guard.key.clone(), Arc::new(guard.clone()));
+                }
+            }
+        }
+        if !guards.is_empty() {
+            self.own_guards.insert(route.clone(), guards);
         }
     }
 }

@@ -7,11 +7,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use fieldgate_core::ir::{
-    Attachment, Backend, BackendTarget, Backoff, Filter, Hostname, Match, ObjectKey, PathRewrite, Pool,
-    PoolKey, Retry, RetryOn, Rewrite, Route, Rule, Timeouts,
+    Attachment, Backend, BackendTarget, Backoff, Filter, Guard, GuardRef, Hostname, Match, ObjectKey,
+    PathRewrite, Pool, PoolKey, Retry, RetryOn, Rewrite, Route, Rule, Timeouts,
 };
 use gateway_api::experimental::grpcroutes::{GrpcRouteRulesMatches, GrpcRouteSpec};
-use gateway_api::experimental::httproutes::{HttpRouteParentRefs, HttpRouteRules, HttpRouteSpec};
+use gateway_api::experimental::httproutes::{
+    HttpRouteParentRefs, HttpRouteRules, HttpRouteRulesFiltersExternalAuth, HttpRouteSpec,
+};
 use imbl::OrdMap;
 use thin_vec::{ThinVec, thin_vec};
 
@@ -20,7 +22,7 @@ use super::backends::{BackendRef, resolve};
 use super::gateways::{GROUP, Gateways, ListenerInfo, hostname};
 use super::guards::Guards;
 use super::pools::Hosts;
-use super::{Notes, Objects, filters, matches, session, splits, traffic_policies};
+use super::{Notes, Objects, external_authorizers, filters, matches, session, splits, traffic_policies};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::{Object, Timestamp};
 use crate::kinds::duration::parse_gateway_duration;
@@ -429,7 +431,7 @@ impl Context<'_> {
     ) -> Result<(), filters::Problem> {
         let own = rule.filters.as_deref().unwrap_or_default();
         out.filters = self
-            .filters(own, &out.matches, &format!("{place}.filters"), faults, notes)
+            .filters(own, Some(&out.id), &out.matches, &format!("{place}.filters"), faults, notes)
             .map_err(|(field, message)| (format!(".filters{field}"), message))?;
         out.timeouts = timeouts(rule)?;
         out.retry = retry(rule)?.map(Arc::new);
@@ -451,13 +453,41 @@ impl Context<'_> {
             let target = self.target(&r, &at, faults, notes);
             let own: Vec<_> = reference.filters.iter().flatten().filter_map(filters::common).collect();
             let filters = self
-                .filters(&own, &out.matches, &format!("{at}.filters"), faults, notes)
+                .filters(&own, None, &out.matches, &format!("{at}.filters"), faults, notes)
                 .and_then(|filters| on_top_of(&out.filters, filters))
                 .map_err(|(field, message)| (format!(".backendRefs[{index}].filters{field}"), message))?;
             let weight = u32::try_from(reference.weight.unwrap_or(1)).unwrap_or(0);
             out.backends.push(Backend { target, weight, filters });
         }
         Ok(())
+    }
+
+    /// A guard of the rule's own. Where its service is not there nothing is made, and the server refuses what would have
+    /// passed it.
+    fn external_auth(
+        &self,
+        auth: &HttpRouteRulesFiltersExternalAuth,
+        name: &str,
+        place: &str,
+        faults: &mut Faults,
+        notes: &mut Notes,
+    ) -> Result<Filter, filters::Problem> {
+        let reference = &auth.backend_ref;
+        let r = BackendRef {
+            group: reference.group.as_deref(),
+            kind: reference.kind.as_deref(),
+            namespace: reference.namespace.as_deref(),
+            name: &reference.name,
+            port: reference.port,
+        };
+        let namespace = self.key.namespace.clone();
+        let name = name.strip_prefix(&*namespace).map_or(name, |name| name.trim_start_matches('/')).into();
+        let key = ObjectKey { kind: "ExternalAuth", namespace, name };
+        if let BackendTarget::Pool(pool) = self.target(&r, place, faults, notes) {
+            let kind = external_authorizers::of_filter(auth, pool)?;
+            notes.guards.push(Guard { key: key.clone(), kind });
+        }
+        Ok(Filter::Guard(Arc::new(GuardRef::new(key))))
     }
 
     fn target(
@@ -480,9 +510,11 @@ impl Context<'_> {
         }
     }
 
+    /// `rule`: whose they are; `None` for those of a backend.
     fn filters(
         &self,
         list: &[gateway_api::experimental::httproutes::HttpRouteRulesFilters],
+        rule: Option<&str>,
         matches: &[Match],
         place: &str,
         faults: &mut Faults,
@@ -490,6 +522,14 @@ impl Context<'_> {
     ) -> Result<ThinVec<Filter>, filters::Problem> {
         let mut out = ThinVec::new();
         for (at, filter) in list.iter().enumerate() {
+            if let (Some(rule), Some(auth)) = (rule, &filter.external_auth) {
+                let place = format!("{place}[{at}].externalAuth.backendRef");
+                let guard = self
+                    .external_auth(auth, &format!("{rule}:{at}"), &place, faults, notes)
+                    .map_err(|(field, message)| (format!("[{at}].{field}"), message))?;
+                out.push(guard);
+                continue;
+            }
             let mirror_place = format!("{place}[{at}].requestMirror.backendRef");
             let mut mirror = |r: &BackendRef<'_>| self.target(r, &mirror_place, faults, notes);
             let filter = filters::translate(filter, matches, &mut mirror).map_err(|(field, message)| {

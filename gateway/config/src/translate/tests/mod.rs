@@ -5,6 +5,7 @@ mod backends;
 mod client_tls;
 mod destination_rules;
 mod edge_policies;
+mod external_authorizers;
 mod gateways;
 mod guards;
 mod incremental;

@@ -165,7 +165,8 @@ fn only_the_first_condition_on_a_name_counts() {
 fn a_rule_that_cannot_be_followed_answers_with_an_error() {
     for filters in [
         "{type: ExtensionRef, extensionRef: {group: x, kind: Y, name: z}}",
-        "{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: s, port: 80}, http: {}}}",
+        "{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {group: fieldgate.dev, kind: Pool, name: p}, \
+         http: {path: '/a?b'}}}",
         "{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: host, value: a}]}}",
         "{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: 'a b'}}}",
     ] {
