@@ -14,6 +14,7 @@ mod desync;
 mod drain;
 mod edge;
 mod exchanges;
+mod ext_authz;
 mod failure;
 mod faults;
 mod hardening;
@@ -133,6 +134,11 @@ const SCENARIOS: &[Scenario] = &[
         faults::config_dir,
     ),
     scenario("desync", "no request of http-desync-guardian reaches the upstream ambiguous", desync::run),
+    scenario(
+        "ext-authz",
+        "an authorizer decides, by gRPC and HTTP; one that does not answer is not waited for",
+        ext_authz::run,
+    ),
     scenario("mirror", "mirrors get the same requests, and what they do with them harms nobody", mirror::run),
     scenario(
         "connections",

@@ -172,7 +172,7 @@ impl Wire {
     }
 
     /// A head without a body: an interim answer, or one to HEAD.
-    fn head(&mut self) -> Result<Response, String> {
+    pub fn head(&mut self) -> Result<Response, String> {
         loop {
             if let Some(end) = self.input.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
                 let rest = self.input.split_off(end + 4);
