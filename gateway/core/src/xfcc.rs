@@ -66,10 +66,13 @@ fn pair(out: &mut Vec<u8>, name: &str, value: &str) {
     }
     out.push(b'"');
     for byte in value.bytes() {
-        if byte == b'"' {
-            out.push(b'\\');
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            // It has no place in a URI or a DNS name, and at the end of one it would keep the quote from ending the value:
+            // what follows could then be read as other pairs.
+            b'\\' => out.extend_from_slice(b"%5C"),
+            other => out.push(other),
         }
-        out.push(byte);
     }
     out.push(b'"');
 }
@@ -159,6 +162,18 @@ mod tests {
         assert_eq!(written, "Hash=00;URI=\"x:a;By=b,Hash=c\"");
         let read = parse(written.as_bytes()).unwrap();
         assert_eq!((read.len(), read[0].all("by").count()), (1, 0));
+    }
+
+    #[test]
+    fn a_backslash_does_not_keep_a_value_open() {
+        let sly = PeerIdentity {
+            uris: vec!["a,\\".into(), ";Hash=11;By=".into()],
+            hash: "00".into(),
+            ..PeerIdentity::default()
+        };
+        let read = parse(text(&sly, &[], ClientCertDetails { uri: true, ..NOTHING }).as_bytes()).unwrap();
+        assert_eq!((read.len(), read[0].all("hash").collect::<Vec<_>>()), (1, vec!["00"]));
+        assert_eq!(read[0].all("uri").collect::<Vec<_>>(), ["a,%5C", ";Hash=11;By="]);
     }
 
     proptest! {
