@@ -157,7 +157,7 @@ impl Object {
             .object(self.to_ref())
             .field(field);
         if self.kind != Kind::Secret {
-            diagnostic.source_line = self.source.line_text(line);
+            diagnostic.source_line = self.source.line_text(line).filter(|line| may_be_shown(line));
         }
         diagnostic
     }
@@ -209,6 +209,11 @@ impl Source {
     }
 }
 
+/// A set of keys may hold a symmetric one, which is as secret as a password.
+fn may_be_shown(line: &str) -> bool {
+    !["jwks:", "\"jwks\"", "\"k\"", "\"d\""].iter().any(|begins_keys| line.contains(begins_keys))
+}
+
 impl Finding {
     pub(crate) fn to_diagnostic(&self, source: &Source) -> Diagnostic {
         let Problem { reason, line, column, field, message, hint } = &self.problem;
@@ -221,7 +226,7 @@ impl Finding {
             message: absolute_lines(message, source.first_line()),
             hint: hint.clone(),
             last_good_in_use: false,
-            source_line: if self.secret { None } else { source.line_text(*line) },
+            source_line: source.line_text(*line).filter(|line| !self.secret && may_be_shown(line)),
         }
     }
 
