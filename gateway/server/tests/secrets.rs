@@ -9,11 +9,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// What the admin server shows. A path that is new belongs here; `every_path_is_asked` holds the list against `/help`.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "/ready",
     "/metrics",
     "/stats/prometheus",
     "/api/v1/status",
+    "/api/v1/jwks",
     "/api/v1/objects",
     "/api/v1/splits",
     "/api/v1/pools",
@@ -108,7 +109,7 @@ fn no_secret_is_told() {
         mark("bearer"),
         mark("cookie"),
     );
-    assert!(exchange(([127, 0, 0, 1], port).into(), &request).starts_with("HTTP/1.1 404"));
+    assert!(exchange(([127, 0, 0, 1], port).into(), &request).starts_with("HTTP/1.1 401"));
 
     let mut told = vec![("the answer to the PUT".to_owned(), answer)];
     told.extend(PATHS.iter().map(|path| ((*path).to_owned(), gateway.get(path))));
