@@ -121,7 +121,6 @@ pub enum Spec {
 impl Kind {
     /// All of them.
     pub const ALL: &'static [Kind] = &[
-    pub const ALL: [Kind; 19] = [
         Kind::GatewayClass,
         Kind::Gateway,
         Kind::HttpRoute,

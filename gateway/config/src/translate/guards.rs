@@ -13,9 +13,9 @@ use fieldgate_core::ir::{
 use super::attached::{Refusal, named, rules};
 use super::backends::{BackendRef, resolve};
 use super::routes::Surroundings;
-use super::{Notes, NotesOf, address_lists, edge_policies, login_policies};
-use super::{Notes, NotesOf};
-use super::{external_authorizers, rate_limits};
+use super::{
+    Notes, NotesOf, address_lists, edge_policies, external_authorizers, login_policies, rate_limits,
+};
 use crate::diagnostic::did_you_mean_hint;
 use crate::document::Object;
 use crate::kinds::fieldgate::TargetRef;
@@ -32,8 +32,8 @@ pub(crate) struct Maker {
 }
 
 /// In the order in which guards are asked.
-const MAKERS: &[Maker] = &[edge_policies::MAKER, login_policies::MAKER, rate_limits::MAKER];
-const MAKERS: &[Maker] = &[external_authorizers::MAKER, rate_limits::MAKER];
+const MAKERS: &[Maker] =
+    &[edge_policies::MAKER, login_policies::MAKER, external_authorizers::MAKER, rate_limits::MAKER];
 
 /// All guards and their places.
 #[derive(Debug, Default)]

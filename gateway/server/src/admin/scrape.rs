@@ -28,7 +28,6 @@ const MAX_EXPIRIES: usize = 10_000;
 
 /// Kinds that are shown even if none is rejected, so that an alert has a series from the start.
 const KINDS: &[&str] = &[
-const KINDS: [&str; 10] = [
     "AuthorizationPolicy",
     "ExternalAuthorizer",
     "GRPCRoute",
@@ -133,7 +132,6 @@ fn rejected(out: &mut String, view: &View) {
 /// A label value for a kind: itself if the gateway reads that kind.
 fn known_kind(kind: &str) -> &'static str {
     const READ: &[&str] = &[
-    const READ: [&str; 19] = [
         "AuthorizationPolicy",
         "BackendTLSPolicy",
         "ConfigMap",
