@@ -20,10 +20,13 @@ fuzz_target!(|input: &[u8]| {
 
 fn read(field: &[u8]) {
     let Ok(elements) = parse(field) else { return };
-    assert!(!elements.is_empty() && elements.iter().all(|element| element.pairs().next().is_some()));
-    // Written again with every value in quotes it says the same.
-    let again = parse(quoted(&elements).as_bytes());
-    assert_eq!(again.as_ref(), Ok(&elements), "{:?}", String::from_utf8_lossy(field));
+    assert!(elements.iter().all(|element| element.pairs().next().is_some()));
+    // Written again with every value in quotes it says the same. A backslash at the end would keep the quote.
+    let mut values = elements.iter().flat_map(Element::pairs).map(|(_, value)| value);
+    if values.all(|value| value.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 0) {
+        let again = parse(quoted(&elements).as_bytes());
+        assert_eq!(again.as_ref(), Ok(&elements), "{:?}", String::from_utf8_lossy(field));
+    }
     // A proxy on the way adds its element behind: those before stay as they are.
     let longer = [field, b",Hash=00"].concat();
     if let Ok(longer) = parse(&longer) {
@@ -52,7 +55,7 @@ fn write(input: &mut Input<'_>) {
     let names = |input: &mut Input<'_>| {
         (0..input.below(3))
             .map(|_| input.text().into_boxed_str())
-            .filter(|name| !name.is_empty())
+            .filter(|name| !name.is_empty() && !name.contains(' '))
             .collect::<Vec<_>>()
     };
     let (uris, dns, by) = (names(input), names(input), names(input));
@@ -69,11 +72,15 @@ fn write(input: &mut Input<'_>) {
     let Ok(elements) = parse(&written) else { return };
     let [one] = &elements[..] else { panic!("{} elements of one certificate", elements.len()) };
     assert_eq!(one.all("Hash").collect::<Vec<_>>(), ["ab12"]);
-    assert!(one.all("DNS").eq(peer.dns.iter().map(|name| &**name)));
-    assert!(one.all("By").eq(by.iter().map(|name| &**name)));
+    let told = |name: &Box<str>| match name.contains([',', ';', '=', '"']) {
+        true => name.replace('\\', "%5C"),
+        false => name.to_string(),
+    };
+    assert!(one.all("DNS").eq(peer.dns.iter().map(told)));
+    assert!(one.all("By").eq(by.iter().map(told)));
     match &peer.uris[..] {
         [] => assert_eq!(one.all("URI").collect::<Vec<_>>(), [""]),
-        uris => assert!(one.all("URI").eq(uris.iter().map(|uri| &**uri))),
+        uris => assert!(one.all("URI").eq(uris.iter().map(told))),
     }
     assert_eq!(one.all("Cert").count(), usize::from(details.cert));
 }
