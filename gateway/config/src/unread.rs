@@ -80,7 +80,7 @@ pub(crate) fn backend_tls(
 /// Whether objects of a kind guard what they are attached to: without a version in force, one lets in what it was to keep
 /// out.
 pub(crate) fn is_guard(kind: &str) -> bool {
-    kind == Kind::EdgePolicy.as_str() || kind == Kind::LoginPolicy.as_str()
+    [Kind::EdgePolicy, Kind::LoginPolicy, Kind::ExternalAuthorizer].iter().any(|guard| guard.as_str() == kind)
 }
 
 /// Adds what a chunk holds of such policies. `inherited` are objects that it may still mean and that are in force;

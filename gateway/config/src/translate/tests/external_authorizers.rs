@@ -131,6 +131,14 @@ fn what_cannot_be_meant_is_refused() {
     }
 }
 
+#[test]
+fn one_that_was_never_read_closes_its_namespace() {
+    let bad = authorizer(&format!("{POOL}, grpc: {{}}, failOpne: true"));
+    let closed = |texts: &[&str]| config(texts).policies.values().map(|p| p.listeners.len()).sum::<usize>();
+    assert_eq!(closed(&[&gateway(WEB), &pool("opa")]), 0);
+    assert_eq!(closed(&[&gateway(WEB), &pool("opa"), &bad]), 1);
+}
+
 fn filter(auth: &str) -> String {
     let filter = format!("{{type: ExternalAuth, externalAuth: {{{auth}}}}}");
     route(&format!("rules: [{{filters: [{filter}], {BACKEND}}}]"))
