@@ -36,6 +36,9 @@ const FLOOR: Duration = Duration::from_millis(20);
 const MEMORY: f64 = 400.0;
 /// From one look at its memory to the next.
 const LOOK: Duration = Duration::from_millis(50);
+/// Pages of TCP memory that count as none, and how long they are waited for.
+const QUIET: u64 = 10_000;
+const SETTLES: Duration = Duration::from_secs(10);
 /// What ends a flood may take, beside a busy machine's time.
 const MARGIN: Duration = Duration::from_secs(3);
 
@@ -64,6 +67,7 @@ pub fn run(context: &Context) -> Outcome {
         .iter()
         .filter(|attack| context.cases.is_empty() || context.cases.contains(&attack.name.into()))
     {
+        settle();
         let (line, problem) = under(context, attack, &edge, &ca, &gateway, span, &normal)?;
         figures.add(line);
         wrong.extend(problem.err().map(|problem| format!("{}: {problem}", attack.name)));
@@ -78,6 +82,20 @@ pub fn run(context: &Context) -> Outcome {
         return Ok(figures);
     }
     Err(format!("{}\n{}", wrong.join("\n"), figures.lines.join("\n")))
+}
+
+/// Waits until what the last attack left in the kernel is gone: buffers of its connections are memory that all TCP of the
+/// machine shares.
+fn settle() {
+    let pages = || {
+        let text = std::fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with("TCP:")).unwrap_or_default().to_owned();
+        line.rsplit(' ').next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default()
+    };
+    let begun = Instant::now();
+    while pages() > QUIET && begun.elapsed() < SETTLES {
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// One attack; gives its line of the table, and whether all was well.

@@ -187,7 +187,6 @@ fn strip_port(head: &mut RequestHead, what: StripPort, local: u16) {
     }
 }
 
-#[allow(clippy::unnecessary_box_returns)] // what it is an error of is to stay small
 fn refusal(status: u16, details: &'static str, body: &'static str) -> Box<LocalResponse> {
     Box::new(LocalResponse { status, headers: Vec::new(), body: Cow::Borrowed(body), flags: "-", details })
 }

@@ -19,8 +19,12 @@ use tokio::task::LocalSet;
 
 use super::frames::{self, frame};
 
-/// Where attacks come from: not from where the clients are, whom they are to hurt.
-const SOURCE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 66)), 0);
+/// Where an attack comes from: not from where the clients are, whom it is to hurt, nor from where another came, which may be
+/// held against it.
+fn source(name: &str) -> SocketAddr {
+    let number = ATTACKS.iter().position(|attack| attack.name == name).unwrap_or_default();
+    SocketAddr::from(([127, 0, 66, number as u8 + 1], 0))
+}
 
 /// An attack.
 pub struct Attack {
@@ -138,6 +142,7 @@ pub fn attack(words: &[String]) -> Result<(), String> {
 async fn run(attack: &Attack, arguments: &Arguments) -> Result<Report, String> {
     let report = Rc::new(RefCell::new(Report::default()));
     let target = Rc::new(Target {
+        source: source(attack.name),
         plain: arguments.plain,
         tls: arguments.tls,
         host: arguments.host.clone(),
@@ -154,6 +159,7 @@ async fn run(attack: &Attack, arguments: &Arguments) -> Result<Report, String> {
 }
 
 struct Target {
+    source: SocketAddr,
     plain: SocketAddr,
     tls: SocketAddr,
     host: String,
@@ -187,7 +193,7 @@ impl Opened<'_> {
 async fn client(kind: Kind, target: Rc<Target>, report: Rc<RefCell<Report>>) {
     loop {
         let address = if matches!(kind, Kind::Handshakes) { target.tls } else { target.plain };
-        let Ok(stream) = connect(kind, address).await else {
+        let Ok(stream) = connect(kind, target.source, address).await else {
             report.borrow_mut().refused += 1;
             tokio::time::sleep(Duration::from_millis(10)).await;
             continue;
@@ -204,9 +210,9 @@ async fn client(kind: Kind, target: Rc<Target>, report: Rc<RefCell<Report>>) {
     }
 }
 
-async fn connect(kind: Kind, address: SocketAddr) -> std::io::Result<TcpStream> {
+async fn connect(kind: Kind, source: SocketAddr, address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
-    socket.bind(SOURCE)?;
+    socket.bind(source)?;
     if matches!(kind, Kind::SlowRead | Kind::SlowStreams) {
         socket.set_recv_buffer_size(4096)?;
     }
