@@ -222,6 +222,9 @@ fn describe_certificate(why: &CertificateError) -> String {
         CertificateError::UnknownIssuer => {
             "the certificate is not issued by an authority that is known here".to_owned()
         }
+        CertificateError::BadSignature => {
+            "the certificate is not signed by the authority of that name that is known here".to_owned()
+        }
         CertificateError::UnknownRevocationStatus => {
             "there is no revocation list of the certificate's issuer".to_owned()
         }

@@ -117,6 +117,9 @@ async fn a_chain_to_a_known_authority_and_the_server_name_are_needed() {
     assert_eq!(why, "the certificate is not for x.y.b.example, but for a.example, *.b.example, 127.0.0.1");
     let why = try_it(&good, &believing(&unknown), "a.example").await.unwrap_err();
     assert_eq!(why, "the certificate is not issued by an authority that is known here");
+    let namesake = authority("known");
+    let why = try_it(&good, &believing(&namesake), "a.example").await.unwrap_err();
+    assert_eq!(why, "the certificate is not signed by the authority of that name that is known here");
     let anybody = ClientTls::new(Verification::None).build().unwrap();
     assert_eq!(try_it(&good, &anybody, "other.example").await, Ok(()));
 }
