@@ -41,6 +41,7 @@ mod tries;
 mod truncation;
 mod tunnels;
 mod upgrade;
+mod upstream_tls;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -78,6 +79,9 @@ const SCENARIOS: &[Scenario] = &[
         "mtls",
         "clients show who they are: who is let in, who is not and why, and who is told",
         mtls::run,
+        "upstream-tls",
+        "nginx and OpenSSL with good TLS are served, with bad TLS refused, with the reason",
+        upstream_tls::run,
     ),
     scenario("drain", "SIGTERM under load fails no request", drain::run),
     scenario("backend-kill", "killed backends are gone around; all down is 503 at once", failure::run),

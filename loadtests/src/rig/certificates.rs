@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -43,9 +45,14 @@ impl Certified {
 impl Authority {
     /// A new authority; its certificate is written to `directory`.
     pub fn new(directory: &Path) -> Result<Self, String> {
+        Self::named("Fieldgate scenarios", directory)
+    }
+
+    /// As [`Authority::new`], of another name.
+    pub fn named(name: &str, directory: &Path) -> Result<Self, String> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "Fieldgate scenarios");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let issuer = CertifiedIssuer::self_signed(params, key).map_err(|error| error.to_string())?;
         let file = directory.join("ca.pem");
@@ -82,8 +89,13 @@ impl Authority {
         names: &[&str],
         change: impl FnOnce(&mut CertificateParams),
     ) -> Result<Certified, String> {
-        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let (uris, names): (Vec<&str>, Vec<&str>) = names.iter().partition(|name| name.contains("://"));
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let mut params = CertificateParams::new(names).map_err(|error| error.to_string())?;
+        for uri in uris {
+            let uri = uri.try_into().map_err(|_| format!("{uri}: no URI for a certificate"))?;
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
         change(&mut params);
         let key = KeyPair::generate().map_err(|error| error.to_string())?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(|error| error.to_string())?;
