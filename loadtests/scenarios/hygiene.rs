@@ -95,7 +95,7 @@ fn lists(config: &config::ConfigDir, way: &Way, directory: &Path) -> Result<Stri
 }
 
 fn credentials(config: &config::ConfigDir, way: &Way, directory: &Path) -> Result<String, String> {
-    let users: String = USERS.lines().map(|line| format!("    {line}\n")).collect();
+    let users = USERS.lines().fold(String::new(), |text, line| text + "    " + line + "\n");
     config.write(
         "login",
         &format!(

@@ -79,6 +79,8 @@ const SCENARIOS: &[Scenario] = &[
         "mtls",
         "clients show who they are: who is let in, who is not and why, and who is told",
         mtls::run,
+    ),
+    scenario(
         "upstream-tls",
         "nginx and OpenSSL with good TLS are served, with bad TLS refused, with the reason",
         upstream_tls::run,

@@ -63,6 +63,10 @@ impl Guard for Edge {
     fn send(&self, head: &mut RequestHead, from_client: usize) {
         if let Some(names) = &self.request_headers {
             head.headers.remove_before(from_client, |id, name| !is_needed(id, name) && !names.have(name));
+            // Guards that take a cookie of theirs off write the others anew; they are the client's all the same.
+            if !names.have(b"cookie") {
+                head.headers.remove_id(HeaderId::Cookie);
+            }
         }
     }
 

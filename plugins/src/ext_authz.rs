@@ -19,7 +19,7 @@ use bytes::Bytes;
 use fieldgate_core::filter::LocalResponse;
 use fieldgate_core::guard::{Answered, BodyWish, Callout, Guard, Guarded, NoAnswer, Verdict};
 use fieldgate_core::ir::{self, ExtAuthzProtocol, ExtAuthzRoute, ObjectKey, StringMatch};
-use fieldgate_core::{HeaderId, Headers};
+use fieldgate_core::{HeaderId, Headers, RequestHead};
 use prost::Message;
 
 use self::answer::{Allowed, Answer, Denied, Lists};
@@ -61,6 +61,13 @@ impl Guard for ExtAuthz {
 
     fn looks_ahead(&self) -> bool {
         !self.ir.routes.is_empty()
+    }
+
+    fn not_asked(&self, head: &mut RequestHead) {
+        let own = &self.ir.own_headers;
+        if !own.is_empty() {
+            head.headers.remove_if(|_, name, _| fits(own, name));
+        }
     }
 
     fn begin(&self, request: &mut Guarded<'_>) -> Verdict {
@@ -157,10 +164,7 @@ impl ExtAuthz {
 
     /// The request goes on, without what only the authorizer may say.
     fn pass(&self, request: &mut Guarded<'_>) -> Verdict {
-        let own = &self.ir.own_headers;
-        if !own.is_empty() {
-            request.head.headers.remove_if(|_, name, _| fits(own, name));
-        }
+        self.not_asked(request.head);
         Verdict::Continue
     }
 

@@ -49,6 +49,11 @@ pub trait Guard: std::any::Any + Send + Sync + std::fmt::Debug {
         false
     }
 
+    /// Takes off what only it may set, from a request about which it is not asked, or not yet.
+    fn not_asked(&self, head: &mut RequestHead) {
+        let _ = head;
+    }
+
     /// Looks at a request. It may change the head.
     fn begin(&self, request: &mut Guarded<'_>) -> Verdict;
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use fieldgate_core::Snapshot;
 use fieldgate_core::guard::Guard;
-use fieldgate_core::ir::{ClientCertDetails, ClientValidation, ListenerKey};
+use fieldgate_core::ir::{ClientCertDetails, ClientValidation, GuardRef, ListenerKey};
 use fieldgate_plugins::authz::Authorizer;
 use fieldgate_plugins::jwt::Authenticator;
 use fieldgate_wire::tls::Patterns;
@@ -35,6 +35,12 @@ pub struct Published {
 }
 
 impl Published {
+    /// A guard by its name. The number finds it, and the name decides: whoever can make up objects could make up one whose
+    /// number is another's.
+    pub fn guard(&self, named: &GuardRef) -> Option<&Arc<dyn Guard>> {
+        self.guards.get(&named.id).filter(|guard| *guard.key() == named.key)
+    }
+
     /// Nothing is configured yet.
     pub fn nothing(access_log: Option<Arc<AccessLog>>) -> Self {
         Self {

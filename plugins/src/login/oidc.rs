@@ -46,7 +46,8 @@ pub struct Oidc {
 
 impl Oidc {
     pub fn new(key: &ObjectKey, ir: &ir::Oidc, sources: KeySources<'_>) -> Result<Self, String> {
-        let context = format!("{}/{} {}", key.namespace, key.name, ir.client_id);
+        // A session of one issuer must not become one of another, nor one client's another's.
+        let context = format!("{}/{} {} {}", key.namespace, key.name, ir.client_id, ir.issuer);
         let free: Result<Vec<Text>, _> = ir.pass_through.iter().map(Text::new).collect();
         Ok(Self {
             provider: Provider::new(ir, sources(&ir.jwks))?,

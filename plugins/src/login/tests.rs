@@ -44,7 +44,7 @@ pub(super) struct Way {
 
 impl Way {
     pub fn new(head: RequestHead) -> Self {
-        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        let (now, wall) = (Instant::now(), SystemTime::UNIX_EPOCH + Duration::from_hours(500_000));
         Self { head, metadata: Metadata::default(), response: Headers::new(), now, wall }
     }
 

@@ -50,7 +50,11 @@ pub fn trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed> {
 pub fn client(peer: SocketAddr, forwarded_for: Option<&[u8]>, trusted_hops: u32) -> IpAddr {
     let connection =
         Connection { bound: peer, peer, local: peer, tls: false, sni: None, identity: None, proof: None };
-    connection.client(forwarded_for, trusted_hops)
+    let mut headers = Headers::new();
+    if let Some(list) = forwarded_for {
+        headers.push(b"x-forwarded-for", list);
+    }
+    connection.client(&headers, trusted_hops)
 }
 
 fn received(request: Request, len: usize) -> Received {

@@ -41,10 +41,11 @@ use fieldgate_core::identity::PeerIdentity;
 use fieldgate_core::ir::PoolKey;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::split::SplitState;
-use fieldgate_core::{RequestHead, ResponseHead};
+use fieldgate_core::{HeaderId, Headers, RequestHead, ResponseHead};
 use fieldgate_wire::buffer::BufferPool;
 use fieldgate_wire::stock::Stock;
 use fieldgate_wire::timer::Wheel;
+use smallvec::SmallVec;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::overload::{self, Connections, Gate, Overload, Pressure};
@@ -460,18 +461,18 @@ impl Worker {
 }
 
 impl Connection {
-    /// The client's address: the peer, or what trusted proxies in front wrote (Envoy's `xff_num_trusted_hops`).
-    pub fn client(&self, forwarded_for: Option<&[u8]>, trusted_hops: u32) -> IpAddr {
-        let nth = || {
-            let list = std::str::from_utf8(forwarded_for?).ok()?;
-            let entry = list.rsplit(',').nth(trusted_hops as usize - 1)?.trim();
-            entry.parse().ok()
-        };
+    /// The client's address: the peer, or what trusted proxies in front wrote (Envoy's `xff_num_trusted_hops`), counted from
+    /// the end of the list, which may be in several fields: a proxy may add one of its own behind the client's.
+    pub fn client(&self, headers: &Headers, trusted_hops: u32) -> IpAddr {
+        let peer = self.peer.ip().to_canonical();
         if trusted_hops == 0 {
-            self.peer.ip().to_canonical()
-        } else {
-            nth().unwrap_or(self.peer.ip().to_canonical())
+            return peer;
         }
+        let fields: SmallVec<[&[u8]; 4]> = headers.get_all_id(HeaderId::XForwardedFor).collect();
+        let entries = fields.iter().rev().flat_map(|field| field.rsplit(|byte| *byte == b','));
+        let entry = entries.map(<[u8]>::trim_ascii).nth(trusted_hops as usize - 1);
+        let address = entry.and_then(|entry| std::str::from_utf8(entry).ok()?.parse::<IpAddr>().ok());
+        address.map_or(peer, |address| address.to_canonical())
     }
 }
 

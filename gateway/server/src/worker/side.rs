@@ -393,25 +393,35 @@ pub(super) fn parse_trailers(lines: &[u8]) -> Result<Option<Headers>, Malformed>
             for field in fields {
                 headers.push(field.name.as_bytes(), field.value);
             }
-            headers.remove_if(|id, _, _| {
-                use fieldgate_core::HeaderId as Id;
-                id.is_hop_by_hop()
-                    || matches!(
-                        id,
-                        Id::ContentLength
-                            | Id::Host
-                            | Id::Te
-                            | Id::Trailer
-                            | Id::Cookie
-                            | Id::SetCookie
-                            | Id::XForwardedFor
-                            | Id::XForwardedClientCert
-                    )
-            });
+            take_off_of_trailers(&mut headers);
             Ok(Some(headers))
         }
         _ => Err(Malformed::Trailer),
     }
+}
+
+/// What of trailers would be framing, routing, authentication, or words of the gateway's own, to a reader that puts them
+/// among the header fields (RFC 9110 section 6.5.1).
+fn take_off_of_trailers(headers: &mut Headers) {
+    headers.remove_if(|id, name, _| {
+        use fieldgate_core::HeaderId as Id;
+        id.is_hop_by_hop()
+            || super::h1::is_internal(id, name)
+            || name == b"authorization"
+            || matches!(
+                id,
+                Id::ContentLength
+                    | Id::Host
+                    | Id::Te
+                    | Id::Trailer
+                    | Id::Cookie
+                    | Id::SetCookie
+                    | Id::XForwardedFor
+                    | Id::XForwardedProto
+                    | Id::XForwardedClientCert
+                    | Id::XRequestId
+            )
+    });
 }
 
 impl H2Side {
@@ -434,7 +444,9 @@ impl H2Side {
                 Some(Err(e)) => return Poll::Ready(Err(e.into())),
                 None => {
                     if let Some(map) = ready!(recv.poll_trailers(cx))? {
-                        *trailers = Some(Box::new(headers_of(&map)));
+                        let mut fields = headers_of(&map);
+                        take_off_of_trailers(&mut fields);
+                        *trailers = Some(Box::new(fields));
                     }
                     self.recv = None;
                     return Poll::Ready(Ok(Piece::End));

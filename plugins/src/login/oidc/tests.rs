@@ -208,7 +208,7 @@ fn what_comes_back_must_be_what_was_sent_for() {
     for (target, now, expected) in [
         ("/callback?code=c".to_owned(), NOW, "oidc_bad_state"),
         (format!("/callback?code=c&state={other}"), NOW, "oidc_bad_state"),
-        (format!("/callback?code=c&state={}x", state), NOW, "oidc_bad_state"),
+        (format!("/callback?code=c&state={state}x"), NOW, "oidc_bad_state"),
         (format!("/callback?code=c&state={state}&state={state}"), NOW, "oidc_bad_state"),
         (format!("/callback?state={state}"), NOW, "oidc_bad_state"),
         (good.clone(), NOW + 601, "oidc_bad_state"),
@@ -265,7 +265,7 @@ fn only_a_token_for_this_login_counts() {
     let parties = json!({"iss": ISSUER, "sub": "alice", "aud": ["shop", "b"], "azp": "shop", "exp": NOW + 9,
         "nonce": param(&location, "nonce")});
     assert_eq!(judged(tokens(&id_token(&parties), "r")), "oidc_logged_in");
-    let forged = id_token(&good).replace(|c: char| c == 'A', "B");
+    let forged = id_token(&good).replace('A', "B");
     assert_eq!(judged(tokens(&forged, "r")), "oidc_token_refused");
     let answer = |status, body: &'static str| {
         Ok(Answered { status, body: Bytes::from_static(body.as_bytes()), ..Answered::default() })

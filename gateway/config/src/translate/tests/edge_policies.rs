@@ -14,7 +14,7 @@ fn policy(spec: &str) -> String {
 }
 
 fn list(text: &str) -> String {
-    let lines: String = text.lines().map(|line| format!("    {line}\n")).collect();
+    let lines = text.lines().fold(String::new(), |text, line| text + "    " + line + "\n");
     format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: bad}}\ndata:\n  list: |\n{lines}")
 }
 

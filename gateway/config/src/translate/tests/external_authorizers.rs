@@ -99,7 +99,7 @@ fn without_its_service_it_is_not_there_and_that_is_said() {
 #[test]
 fn what_cannot_be_meant_is_refused() {
     for (spec, field) in [
-        (format!("{POOL}"), "spec"),
+        (POOL.to_string(), "spec"),
         (format!("{POOL}, grpc: {{}}, http: {{}}"), "spec.http"),
         (format!("{POOL}, grpc: {{}}, timeout: 0s"), "spec.timeout"),
         (format!("{POOL}, grpc: {{}}, timeout: 2m"), "spec.timeout"),

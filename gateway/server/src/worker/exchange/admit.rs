@@ -39,6 +39,10 @@ pub(super) fn admit<'p>(
                 custom(worker, conn, published, authorizer, provider, request, walk)?;
             }
             Step::Guard(guard) => {
+                if guard.looks_ahead() {
+                    // What a client may not set must not choose the route by which the guard decides.
+                    guard.not_asked(&mut request.head);
+                }
                 let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
                 consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
             }
@@ -61,7 +65,7 @@ pub(super) fn ask<'p>(
     request: &mut Request,
     walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
-    match published.guards.get(&guard.id) {
+    match published.guard(guard) {
         Some(guard) => consult(worker, conn, &**guard, Some(&entry.rule.ir), request, walk),
         None => Err(Answer::new(500, "guard_not_found", "-", "a policy of this route is missing\n").into()),
     }
@@ -126,11 +130,7 @@ fn consult<'p>(
             let error = response.details.ends_with("_error");
             let result = if error { GuardResult::Error } else { GuardResult::Denied };
             worker.recorder.guard(guard, result);
-            let mut answer = of_local(*response);
-            for (_, name, value) in known.response_headers.iter() {
-                answer.headers.push(name, value);
-            }
-            Err(answer.into())
+            Err(of_local(*response).into())
         }
     }
 }
@@ -147,11 +147,16 @@ fn custom<'p>(
     request: &mut Request,
     walk: &mut Walk<'p>,
 ) -> Result<(), Stop> {
-    let guard = provider.guard.as_ref().and_then(|guard| published.guards.get(&guard.id));
+    let guard = provider.guard.as_ref().and_then(|guard| published.guard(guard));
     let answered = walk.known.as_ref().is_some_and(|known| known.answer.is_some());
     if !answered {
         let matched = authorizer.asks(provider, &request.head, &facts(conn, walk), metadata(walk));
-        let Some(rule) = matched else { return Ok(()) };
+        let Some(rule) = matched else {
+            if let Some(guard) = guard {
+                guard.not_asked(&mut request.head);
+            }
+            return Ok(());
+        };
         worker.recorder.authz(&rule.policy, rule.action, rule.dry_run);
         if guard.is_none() {
             // As istiod: `-deny-due-to-bad-CUSTOM-action`.

@@ -40,8 +40,13 @@ pub(super) fn decide<'p>(
         Err(Stop::Ask(question)) => return Decision::Ask(question),
         Err(Stop::Answer(answer)) => answer,
     };
-    for guard in walk.known.iter().flat_map(|known| &known.following) {
-        guard.receive(request.head.https, &mut answer.headers);
+    if let Some(known) = &walk.known {
+        for (_, name, value) in known.response_headers.iter() {
+            answer.headers.push(name, value);
+        }
+        for guard in &known.following {
+            guard.receive(request.head.https, &mut answer.headers);
+        }
     }
     let grpc = request.head.is_grpc() && answer.status >= 400;
     Decision::Answer(if grpc { answer.into_grpc() } else { answer })
@@ -109,9 +114,7 @@ fn decide_or_stop<'p>(
     };
     let trusted_hops = listener.ir.client.trusted_hops;
     // What this says changes with the head; what is asked before and after is to be told the same.
-    let client = *walk.client.get_or_insert_with(|| {
-        conn.client(request.head.headers.get_id(HeaderId::XForwardedFor), trusted_hops)
-    });
+    let client = *walk.client.get_or_insert_with(|| conn.client(&request.head.headers, trusted_hops));
     let entry = if let Some(entry) = log.entry {
         entry
     } else {
