@@ -1,7 +1,7 @@
 //! The admin server: metrics, state and a few orders, over HTTP/1.1 on the control runtime.
 //!
 //! It listens on loopback unless told otherwise, shows everything except private keys, and is never on a request's path.
-//! Who may ask it for what is decided in [`access`], before anything else is looked at.
+//! Who may ask it for what is decided in `access`, before anything else is looked at.
 
 mod access;
 mod change;

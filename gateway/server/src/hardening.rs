@@ -2,7 +2,7 @@
 //!
 //! All of it is done by the main thread before there is any other, so that every thread inherits it, and none of it can be
 //! undone. A control that the kernel does not know is left out and said to be missing: the gateway serves all the same.
-//! What was done is not believed but tried, see [`selftest`]. Nothing here runs again after the start.
+//! What was done is not believed but tried, see `selftest`. Nothing here runs again after the start.
 
 mod files;
 mod selftest;
