@@ -114,7 +114,12 @@ pub async fn serve(worker: &Rc<Worker>, conn: Rc<Connection>, stream: Stream, ah
             Poll::Pending
         })
         .await;
-        let Some(Ok((request, respond))) = accepted else { return };
+        let (request, respond) = match accepted {
+            Some(Ok(accepted)) => accepted,
+            // What the codec itself ends a connection for no client does by accident three times in a minute.
+            Some(Err(error)) if error.is_library() && error.is_go_away() => return strike(worker, &conn),
+            _ => return,
+        };
         served = true;
         deadline.set(IDLE);
         if !start_exchange(worker, &conn, request, respond, meter.saw_resets()) {
