@@ -549,6 +549,11 @@ pub fn is_grpc(headers: &Headers) -> bool {
     })
 }
 
+/// A token of RFC 9110 section 5.6.2: header, cookie and method names.
+pub fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
 /// Splits `host:port`; an IPv6 literal keeps its brackets.
 pub fn split_port(authority: &str) -> (&str, Option<u16>) {
     let bytes = authority.as_bytes();

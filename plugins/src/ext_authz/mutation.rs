@@ -2,6 +2,7 @@
 //! or refused whole.
 
 use bytes::Bytes;
+use fieldgate_core::head::is_token;
 use fieldgate_core::{HeaderId, Headers, RequestHead};
 
 use super::proto::{HeaderValueOption, QueryParameter};
@@ -78,7 +79,7 @@ impl Change {
 /// Whether a field may be changed from outside: what frames a message, names its target or belongs to a connection is the
 /// gateway's.
 fn check_name(name: &str) -> Result<(), String> {
-    if name.is_empty() || !name.bytes().all(is_token) {
+    if !is_token(name) {
         return Err(format!("a header {name:?}"));
     }
     if is_ours(HeaderId::of(name.as_bytes())) {
@@ -91,11 +92,6 @@ fn check_name(name: &str) -> Result<(), String> {
 pub fn is_ours(id: HeaderId) -> bool {
     id.is_hop_by_hop()
         || matches!(id, HeaderId::Host | HeaderId::ContentLength | HeaderId::Te | HeaderId::Trailer)
-}
-
-/// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Reads parameters to set. Both parts must be encoded already, as Envoy wants them, so that one cannot become two.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use fieldgate_core::guard::{Answered, Callout, Guarded, NoAnswer};
+use fieldgate_core::head::is_token;
 use fieldgate_core::identity::Metadata;
 use fieldgate_core::ir::{DescriptorEntry, GlobalLimit};
 use fieldgate_core::{HeaderId, Headers};
@@ -156,10 +157,7 @@ fn add(headers: &[HeaderValue], to: &mut Headers) {
         let value = if header.raw_value.is_empty() { header.value.as_bytes() } else { &header.raw_value };
         let id = HeaderId::of(name.as_bytes());
         let framing = id.is_hop_by_hop() || matches!(id, HeaderId::ContentLength | HeaderId::Host);
-        let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-        let sound = !name.is_empty()
-            && name.bytes().all(token)
-            && value.iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f));
+        let sound = is_token(&name) && value.iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f));
         if sound && !framing {
             to.push(name.as_bytes(), value.trim_ascii());
         }

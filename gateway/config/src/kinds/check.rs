@@ -1,5 +1,6 @@
 //! What the kinds' checks share: errors with a field whose place is found in the tree, and the common rules.
 
+pub use fieldgate_core::head::is_token;
 use std::fmt;
 
 use super::duration::Duration;
@@ -237,9 +238,4 @@ fn dns_characters(label: &str, whole: bool) -> Result<(), BadName> {
         return Err(BadName::Edge);
     }
     Ok(())
-}
-
-/// A token of RFC 9110 section 5.6.2: header, cookie and method names.
-pub fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }

@@ -317,8 +317,14 @@ pub(super) fn check_workload(spec: &WorkloadEntrySpec, at: &str, checks: &mut Ch
     }
 }
 
-pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks: &mut Checks<'_>) {
-    if spec.target_ref.is_some() && !spec.target_refs.is_empty() {
+/// What a policy of Istio's is for is said in one of three ways.
+pub(super) fn check_scope(
+    selector: bool,
+    target_ref: bool,
+    target_refs: &[PolicyTargetRef],
+    checks: &mut Checks<'_>,
+) {
+    if target_ref && !target_refs.is_empty() {
         checks.error(
             "spec.targetRef",
             reason::CONFLICTING_FIELDS,
@@ -326,7 +332,7 @@ pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks:
             Some("move the target into targetRefs"),
         );
     }
-    if spec.selector.is_some() && (spec.target_ref.is_some() || !spec.target_refs.is_empty()) {
+    if selector && (target_ref || !target_refs.is_empty()) {
         checks.error(
             "spec.selector",
             reason::CONFLICTING_FIELDS,
@@ -334,6 +340,10 @@ pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks:
             Some("remove one of the two"),
         );
     }
+}
+
+pub(super) fn check_authorization_policy(spec: &AuthorizationPolicySpec, checks: &mut Checks<'_>) {
+    check_scope(spec.selector.is_some(), spec.target_ref.is_some(), &spec.target_refs, checks);
     if spec.action == Action::Deny && spec.rules.is_empty() {
         checks.error(
             "spec",

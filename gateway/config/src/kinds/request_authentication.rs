@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::check::{Checks, is_token};
 use super::duration::GoDuration;
-use super::istio::{PolicySelector, PolicyTargetRef};
+use super::istio::{PolicySelector, PolicyTargetRef, check_scope};
 use crate::diagnostic::reason;
 
 /// Whose tokens are taken.
@@ -84,22 +84,7 @@ const RESERVED: [&str; 8] =
     ["host", "content-length", "transfer-encoding", "connection", "te", "upgrade", "expect", "cookie"];
 
 pub(super) fn check_request_authentication(spec: &RequestAuthenticationSpec, checks: &mut Checks<'_>) {
-    if spec.target_ref.is_some() && !spec.target_refs.is_empty() {
-        checks.error(
-            "spec.targetRef",
-            reason::CONFLICTING_FIELDS,
-            "targetRef and targetRefs cannot be used together",
-            Some("move the target into targetRefs"),
-        );
-    }
-    if spec.selector.is_some() && (spec.target_ref.is_some() || !spec.target_refs.is_empty()) {
-        checks.error(
-            "spec.selector",
-            reason::CONFLICTING_FIELDS,
-            "selector and targetRefs cannot be used together",
-            Some("remove one of the two"),
-        );
-    }
+    check_scope(spec.selector.is_some(), spec.target_ref.is_some(), &spec.target_refs, checks);
     for (at, rule) in spec.jwt_rules.iter().enumerate() {
         check_rule(rule, &format!("spec.jwtRules[{at}]"), checks);
     }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use fieldgate_core::head::is_token;
 use fieldgate_core::ir::{
     Cors, Filter, HeaderEdit, Match, Mirror, PathMatch, PathRewrite, Redirect, Rewrite,
 };
@@ -131,8 +132,7 @@ fn edits<E: Serialize>(edit: &E, field: &str) -> Result<HeaderEdit, Problem> {
 
 /// A field name that a filter may touch, in lower case. Framing is not a filter's business.
 pub(crate) fn header_name(name: &str) -> Result<Arc<str>, String> {
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || !name.bytes().all(token) {
+    if !is_token(name) {
         return Err(format!("\"{name}\" is not a header name"));
     }
     let name = name.to_ascii_lowercase();

@@ -51,6 +51,18 @@ pub enum PolicyAction {
     Allow,
 }
 
+impl PolicyAction {
+    /// As Istio writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Custom => "CUSTOM",
+            Self::Audit => "AUDIT",
+            Self::Deny => "DENY",
+            Self::Allow => "ALLOW",
+        }
+    }
+}
+
 /// All three parts must hold; an empty part holds always.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyRule {

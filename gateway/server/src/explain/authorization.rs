@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 
 use fieldgate_core::Snapshot;
-use fieldgate_core::ir::{ConnectionFacts, PolicyAction};
+use fieldgate_core::ir::ConnectionFacts;
 use fieldgate_core::snapshot::CompiledListener;
 use fieldgate_plugins::authz::{self, Authorizer, Decision, DryRun, RuleInfo};
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ pub(super) fn authorize(
     let decided = missing.or(decision.matched);
     let empty = listener.policies.iter().filter(|p| p.rules.is_empty()).map(|policy| Considered {
         rule: format!("{}/{}", policy.key.namespace, policy.key.name),
-        action: action_name(policy.action).to_owned(),
+        action: policy.action.as_str().to_owned(),
         dry_run: policy.dry_run,
         matched: false,
         decided: false,
@@ -94,7 +94,7 @@ pub(super) fn authorize(
         };
         Considered {
             rule: format!("{}/{} rule {}", rule.policy.namespace, rule.policy.name, rule.index),
-            action: action_name(rule.action).to_owned(),
+            action: rule.action.as_str().to_owned(),
             dry_run: rule.dry_run,
             matched,
             decided: decided == Some(rule),
@@ -136,15 +136,6 @@ fn dry_runs(decision: &Decision<'_>) -> Vec<String> {
 
 fn name(rule: &authz::RuleInfo) -> String {
     format!("rule {} of AuthorizationPolicy {}/{}", rule.index, rule.policy.namespace, rule.policy.name)
-}
-
-fn action_name(action: PolicyAction) -> &'static str {
-    match action {
-        PolicyAction::Custom => "CUSTOM",
-        PolicyAction::Audit => "AUDIT",
-        PolicyAction::Deny => "DENY",
-        PolicyAction::Allow => "ALLOW",
-    }
 }
 
 impl Authorization {

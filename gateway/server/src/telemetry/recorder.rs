@@ -310,7 +310,7 @@ impl AuthzCell {
     fn new(telemetry: &Telemetry, policy: &ObjectKey, action: PolicyAction, dry_run: bool) -> Self {
         let name = format!("{}/{}", policy.namespace, policy.name);
         let dry_run = if dry_run { "true" } else { "false" };
-        let labels = [("policy", &*name), ("action", action_name(action)), ("dry_run", dry_run)];
+        let labels = [("policy", &*name), ("action", action.as_str()), ("dry_run", dry_run)];
         Self {
             _policy: policy.clone(),
             matches: LocalCounter::new(telemetry.counter("fieldgate_authz_total", &labels)),
@@ -351,15 +351,6 @@ impl LocalCounter {
 
 fn address<T: ?Sized>(of: Option<&Arc<T>>) -> usize {
     of.map_or(0, |arc| Arc::as_ptr(arc).cast::<()>() as usize)
-}
-
-fn action_name(action: PolicyAction) -> &'static str {
-    match action {
-        PolicyAction::Custom => "CUSTOM",
-        PolicyAction::Audit => "AUDIT",
-        PolicyAction::Deny => "DENY",
-        PolicyAction::Allow => "ALLOW",
-    }
 }
 
 #[cfg(test)]

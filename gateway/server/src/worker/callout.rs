@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -17,13 +17,14 @@ use fieldgate_core::balance::{CompiledPool, Wish};
 use fieldgate_core::guard::{Answered, Callout, NoAnswer};
 use fieldgate_core::retry::UNASKED_TRIES;
 use fieldgate_core::{HeaderId, Method, RequestHead, Version};
-use fieldgate_wire::h1::{BodyKind, HeadLimits, Malformed, parse_response};
+use fieldgate_wire::h1::BodyKind;
 use h2::Reason;
 use smallvec::SmallVec;
 
 use super::capacity::{self, NoPlace, Queued};
 use super::exchange::{self, Failure, InFlight, Opened, STALE_TRIES};
-use super::side::{Piece, Side, SideError, fill_headers};
+use super::reply::Reply;
+use super::side::{Piece, Side, SideError};
 use super::{Current, Worker};
 use crate::overload::out_of_files;
 
@@ -192,12 +193,10 @@ impl<'a> Question<'a> {
         let Opened { side, response, guard, reused, .. } = opened.unwrap_or(Err(Failure::Timeout))?;
         let mut call = Call {
             side,
-            response,
             body: self.body.clone(),
             upload: if body == BodyKind::None { Upload::Ending } else { Upload::Flowing },
-            head_only: self.head.method == Method::Head,
             limit: self.limit,
-            any: false,
+            reply: Reply::new(response, self.head.method == Method::Head),
             head: None,
             read: Vec::new(),
         };
@@ -230,7 +229,7 @@ impl<'a> Question<'a> {
                 Failure::Timeout
             }
             Err(Some(error)) => {
-                let stale = reused && !call.any && error.may_be_stale();
+                let stale = reused && !call.reply.any && error.may_be_stale();
                 let unsent = error.is_unprocessed();
                 Failure::Broken { error, stale, unsent }
             }
@@ -243,14 +242,11 @@ impl<'a> Question<'a> {
 /// One connection's or stream's worth of a question.
 struct Call {
     side: Side,
-    response: Option<h2::client::ResponseFuture>,
     /// What is left to send.
     body: Bytes,
     upload: Upload,
-    head_only: bool,
     limit: usize,
-    /// Whether any byte came back.
-    any: bool,
+    reply: Reply,
     /// The answer's head, and whether the connection can be used again.
     head: Option<(Answered, bool)>,
     read: Vec<u8>,
@@ -277,8 +273,11 @@ impl Call {
             }
         }
         if self.head.is_none() {
-            let head = ready!(self.poll_head(cx))?;
-            self.head = Some(head);
+            let mut answered = Answered::default();
+            let fields = Some(&mut answered.headers);
+            let (status, keep) = ready!(self.reply.poll_head(cx, &mut self.side, fields))?;
+            answered.status = status;
+            self.head = Some((answered, keep));
         }
         self.poll_body(cx)
     }
@@ -302,48 +301,6 @@ impl Call {
             self.upload = Upload::Ending;
         }
         self.side.poll_flush(cx)
-    }
-
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<(Answered, bool), SideError>> {
-        let mut answered = Answered::default();
-        match &mut self.side {
-            Side::H1(side) => loop {
-                if !side.input.is_empty() {
-                    self.any = true;
-                    let headers = &mut answered.headers;
-                    headers.clear();
-                    let parsed =
-                        parse_response(side.input.filled(), HeadLimits::default(), |name, value| {
-                            headers.push(name, value);
-                        })?;
-                    if let Some(parsed) = parsed {
-                        side.input.consume(parsed.len);
-                        match parsed.status {
-                            101 => return Poll::Ready(Err(Malformed::Syntax.into())),
-                            100..200 => continue,
-                            _ => {}
-                        }
-                        side.expect_body(if self.head_only { BodyKind::None } else { parsed.body });
-                        answered.status = parsed.status;
-                        return Poll::Ready(Ok((answered, parsed.keep_alive)));
-                    }
-                }
-                if ready!(side.poll_read_more(cx))? == 0 {
-                    return Poll::Ready(Err(SideError::Io(std::io::ErrorKind::UnexpectedEof.into())));
-                }
-            },
-            Side::H2(side) => {
-                let Some(response) = &mut self.response else { return Poll::Pending };
-                while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {}
-                let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
-                self.any = true;
-                self.response = None;
-                side.recv = Some(recv);
-                answered.status = parts.status.as_u16();
-                fill_headers(&mut answered.headers, &parts.headers);
-                Poll::Ready(Ok((answered, false)))
-            }
-        }
     }
 
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, SideError>> {

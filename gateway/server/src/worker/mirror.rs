@@ -7,9 +7,8 @@
 mod queue;
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use fieldgate_core::mirror::{CompiledMirror, MirrorState};
 use fieldgate_core::retry::UNASKED_TRIES;
 use fieldgate_core::snapshot::CompiledRule;
 use fieldgate_core::{HeaderId, Method, RequestHead};
-use fieldgate_wire::h1::{BodyKind, HeadLimits, Malformed, parse_response};
+use fieldgate_wire::h1::BodyKind;
 use fieldgate_wire::timer::Deadline;
 use h2::Reason;
 use smallvec::SmallVec;
@@ -28,6 +27,7 @@ use self::queue::Queue;
 pub use self::queue::Tee;
 use super::capacity::{self, NoPlace};
 use super::exchange::{self, Failure, Opened, STALE_TRIES};
+use super::reply::Reply;
 use super::side::{Piece, Side, SideError};
 use super::{Current, Worker};
 use crate::telemetry::{MirrorCounts, MirrorOutcome};
@@ -222,12 +222,10 @@ impl Flight {
             exchange::open(&self.worker, pool, &copied.head, body, None, address).await?;
         let mut exchange = Exchange {
             side,
-            response,
             queue: &self.queue,
             upload: Upload::Flowing,
             answer: Answer::Awaited,
-            head_only: copied.head.method == Method::Head,
-            any: false,
+            reply: Reply::new(response, copied.head.method == Method::Head),
         };
         match poll_fn(|cx| exchange.poll(cx, deadline, copied.timeout)).await {
             Ok(()) => {
@@ -239,7 +237,7 @@ impl Flight {
                 Ok(())
             }
             Err(failure) => {
-                let any = exchange.any;
+                let any = exchange.reply.any;
                 exchange.side.abort(Reason::CANCEL);
                 Err(match failure {
                     Failure::Broken { error, unsent, .. } => {
@@ -256,13 +254,10 @@ impl Flight {
 /// One connection's or stream's worth of a copy: the queue flows in, the answer flows out to nowhere.
 struct Exchange<'q> {
     side: Side,
-    response: Option<h2::client::ResponseFuture>,
     queue: &'q Queue,
     upload: Upload,
     answer: Answer,
-    head_only: bool,
-    /// Whether any byte came back.
-    any: bool,
+    reply: Reply,
 }
 
 enum Upload {
@@ -336,7 +331,7 @@ impl Exchange<'_> {
 
     fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SideError>> {
         if matches!(self.answer, Answer::Awaited) {
-            let keep = ready!(self.poll_head(cx))?;
+            let (_, keep) = ready!(self.reply.poll_head(cx, &mut self.side, None))?;
             self.answer = Answer::Body { keep };
         }
         let mut trailers = None;
@@ -344,40 +339,6 @@ impl Exchange<'_> {
             match ready!(self.side.poll_body(cx, &mut trailers))? {
                 Piece::Data(count) => self.side.consume(count),
                 Piece::End => return Poll::Ready(Ok(())),
-            }
-        }
-    }
-
-    /// Whether the connection can be used again.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, SideError>> {
-        match &mut self.side {
-            Side::H1(side) => loop {
-                if !side.input.is_empty() {
-                    self.any = true;
-                    let parsed = parse_response(side.input.filled(), HeadLimits::default(), |_, _| {})?;
-                    if let Some(parsed) = parsed {
-                        side.input.consume(parsed.len);
-                        match parsed.status {
-                            101 => return Poll::Ready(Err(Malformed::Syntax.into())),
-                            100..200 => continue,
-                            _ => {}
-                        }
-                        side.expect_body(if self.head_only { BodyKind::None } else { parsed.body });
-                        return Poll::Ready(Ok(parsed.keep_alive));
-                    }
-                }
-                if ready!(side.poll_read_more(cx))? == 0 {
-                    return Poll::Ready(Err(SideError::Io(std::io::ErrorKind::UnexpectedEof.into())));
-                }
-            },
-            Side::H2(side) => {
-                let Some(response) = &mut self.response else { return Poll::Pending };
-                while let Poll::Ready(Some(Ok(_))) = response.poll_informational(cx) {}
-                let (_, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
-                self.any = true;
-                self.response = None;
-                side.recv = Some(recv);
-                Poll::Ready(Ok(false))
             }
         }
     }

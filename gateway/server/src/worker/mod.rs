@@ -19,6 +19,7 @@ mod local;
 mod mirror;
 mod mutual;
 mod replay;
+mod reply;
 mod shed;
 mod side;
 mod tunnel;

@@ -39,11 +39,12 @@ pub(super) fn admit<'p>(
                 custom(worker, conn, published, authorizer, provider, request, walk)?;
             }
             Step::Guard(guard) => {
+                let mut ahead = None;
                 if guard.looks_ahead() {
                     // What a client may not set must not choose the route by which the guard decides.
                     guard.not_asked(&mut request.head);
+                    ahead = listener.route(&request.head);
                 }
-                let ahead = if guard.looks_ahead() { listener.route(&request.head) } else { None };
                 consult(worker, conn, &**guard, ahead.map(|entry| &entry.rule.ir), request, walk)?;
             }
             Step::Authenticate(authenticator) => authenticate(worker, authenticator, request, walk)?,
